@@ -1,1 +1,9 @@
-//! x
+//! prewarm puts container images on nodes before pods need them.
+//!
+//! The map, and who may depend on whom (an arrow reads "uses"; ARCHITECTURE.md has the picture):
+//!
+//! - [`domain`]: values; uses nothing of ours.
+//! - [`wire`]: messages, manifests, subjects, schemas → `domain`.
+//! - [`image`]: putting one image on this node → `domain`.
+
+pub mod domain;

@@ -1,1 +1,3 @@
-fn main(){}
+//! The `prewarm` program: parse, build, run the role.
+
+fn main() {}

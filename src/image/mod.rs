@@ -1,0 +1,120 @@
+//! Putting one image on this node: what is asked, what comes back, and who can do it.
+//!
+//! [`Runtime`] is the seam: the worker knows nothing of containerd or registries beyond it. A pull
+//! reports every byte as it moves through a [`ProgressSink`] and stops at the next safe point when
+//! its token is cancelled.
+
+pub mod containerd;
+pub mod registry;
+pub mod simulated;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::failure::Failure;
+use crate::domain::image::{Digest, ImageRef, Platform};
+use crate::domain::job::ImagePullPolicy;
+use crate::domain::progress::PullProgress;
+
+/// One pull as the worker asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PullRequest {
+    /// The image as the job names it: the names it gets on the node come from here.
+    pub image: ImageRef,
+    /// What the tag means for this job and round; `None` if the dispatcher could not resolve it.
+    pub digest: Option<Digest>,
+    /// Whether an image that is there is good enough, or has to be the registry's newest.
+    pub policy: ImagePullPolicy,
+    /// The platform to choose from an index; `None` means the node's own.
+    pub platform: Option<Platform>,
+    /// Names of credentials in the node's secrets directory.
+    pub pull_secrets: Vec<String>,
+    /// Whether to keep the image from kubelet's garbage collection.
+    pub pin: bool,
+    /// Whether to unpack the layers into snapshots; `false` stores the content only.
+    pub unpack: bool,
+    /// Labels to put on the image records beside the ones CRI needs.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a finished pull found and did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PullReport {
+    /// What the names now point at: the digest of the manifest, or of the index if there is one.
+    pub digest: Digest,
+    /// Whether everything was there before, so that nothing had to be done.
+    pub already_present: bool,
+    /// Compressed bytes fetched from the registry the reference names.
+    pub bytes_registry: u64,
+    /// Compressed bytes fetched from elsewhere: mirrors of `hosts.toml`.
+    pub bytes_mirror: u64,
+    /// Compressed bytes of this image that were in the content store before.
+    pub bytes_present: u64,
+    /// Time to learn the digest and manifests.
+    pub resolve: Duration,
+    /// Time to fetch and store the blobs.
+    pub download: Duration,
+    /// Time to unpack the layers into snapshots.
+    pub unpack: Duration,
+}
+
+/// Where a pull tells how far it is; only the latest word counts.
+pub type ProgressSink = watch::Sender<PullProgress>;
+
+/// What the node runs, for the node's record and `prewarm check`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RuntimeInfo {
+    /// `containerd` or `simulated`.
+    pub name: String,
+    /// The runtime's own version.
+    pub version: String,
+    /// The platform it runs containers for.
+    pub platform: Platform,
+    /// Bytes of the file system that holds the images.
+    pub disk_total: u64,
+    /// Bytes of it that are free.
+    pub disk_free: u64,
+}
+
+/// Everything that can put an image on this node.
+#[derive(Clone, Debug)]
+pub enum Runtime {
+    /// A containerd on this machine.
+    Containerd(containerd::Containerd),
+    /// A stand-in with latencies, sizes and failures by setting, for tests and load.
+    Simulated(simulated::Simulated),
+}
+
+impl Runtime {
+    /// Asks the runtime what it is.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when it does not answer.
+    pub async fn probe(&self) -> Result<RuntimeInfo, Failure> {
+        match self {
+            Self::Containerd(containerd) => containerd.probe().await,
+            Self::Simulated(simulated) => Ok(simulated.probe()),
+        }
+    }
+
+    /// Puts the image on the node, or finds that it is there.
+    ///
+    /// # Errors
+    /// The failure's kind says whether another attempt can help. A cancelled pull ends with
+    /// [`FailureKind::Internal`](crate::domain::failure::FailureKind::Internal); the caller, who
+    /// cancelled, knows why.
+    pub async fn pull(
+        &self,
+        request: &PullRequest,
+        progress: &ProgressSink,
+        cancelled: &CancellationToken,
+    ) -> Result<PullReport, Failure> {
+        match self {
+            Self::Containerd(containerd) => containerd.pull(request, progress, cancelled).await,
+            Self::Simulated(simulated) => simulated.pull(request, progress, cancelled).await,
+        }
+    }
+}
