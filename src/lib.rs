@@ -6,4 +6,6 @@
 //! - [`wire`]: messages, manifests, subjects, schemas → `domain`.
 //! - [`image`]: putting one image on this node → `domain`.
 
+pub mod bus;
 pub mod domain;
+pub mod wire;

@@ -1,0 +1,75 @@
+//! One released pull, as a node's worker receives it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::image::{Digest, ImageRef, Platform};
+use crate::domain::job::{ImagePullPolicy, PullPolicy};
+use crate::domain::name::{JobName, NodeName};
+use crate::domain::time::Timestamp;
+
+/// Which run of which job a message belongs to. What is told for another run is no longer true.
+#[derive(
+    Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Names the job across deletions: another job of the same name has another.
+    pub uid: String,
+    /// Counts what the job puts on nodes: a changed image list is a new generation. From 1.
+    pub generation: u32,
+    /// Counts the rounds of a `Never` job within a generation. From 1.
+    pub round: u32,
+}
+
+/// One pull for one node: everything a worker needs, and no credential.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PullTask {
+    /// The job.
+    pub job: JobName,
+    /// Which run of it.
+    #[serde(flatten)]
+    pub run: Run,
+    /// The node it is for.
+    pub node: NodeName,
+    /// The image as the job names it.
+    pub image: ImageRef,
+    /// What the tag meant when this run began; absent: the node resolves for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// The platform to choose from an index; absent: the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Whether an image that is there is good enough.
+    pub image_pull_policy: ImagePullPolicy,
+    /// Timeout of an attempt, and how many retries.
+    pub pull_policy: PullPolicy,
+    /// Higher first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Names of credentials in the node's secrets directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<String>,
+    /// Whether to keep the image from kubelet's garbage collection.
+    #[serde(default)]
+    pub pin: bool,
+    /// Whether to unpack the layers.
+    #[serde(default = "yes")]
+    pub unpack: bool,
+    /// When the job's deadline passes: nothing is started after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Labels to put on the image records and into events.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations to put into events.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+fn yes() -> bool {
+    true
+}
