@@ -7,5 +7,6 @@
 //! - [`image`]: putting one image on this node → `domain`.
 
 pub mod bus;
+pub mod dispatch;
 pub mod domain;
 pub mod wire;

@@ -1,0 +1,27 @@
+//! The dispatcher: turns jobs into released pulls and events back into finished jobs.
+//!
+//! [`state`] decides and never does I/O: it takes inputs with the time they were seen at and returns
+//! effects. `run` performs them in order. Everything the state knows can be read back from the
+//! broker (job records, node records, the tasks in the task stream, the events since a round
+//! began), so a dispatcher that starts is fed the same facts as the one that stopped and equals it.
+//!
+//! - `input`: what can happen and what can be asked for in return;
+//! - `fleet`: nodes and whether they are there; `job`: one job's pulls and counts;
+//! - `slots`: who may release now, and who waits for what;
+//! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
+//! - `record`: the state as records and events.
+
+mod fleet;
+mod input;
+mod job;
+mod nodes;
+mod pulls;
+mod rebuild;
+mod record;
+mod requests;
+mod rounds;
+mod slots;
+pub mod state;
+mod timers;
+
+pub use input::{Effect, Input, Pause, ReplyToken, Request};

@@ -1,0 +1,359 @@
+//! Nodes that register, live, change, go and come back.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::fleet::{Node, NodeId};
+use super::input::{Effect, ReplyToken};
+use super::job::PullState;
+use super::slots::{JobId, Resource};
+use super::state::Dispatcher;
+use super::timers::Timer;
+use crate::domain::name::NodeName;
+use crate::domain::node::MAX_CAPACITY;
+use crate::domain::time::Timestamp;
+use crate::wire::event::{NodeEvent, NodeEventKind};
+use crate::wire::record::NodePresence;
+use crate::wire::worker::{GONE_AFTER_SECONDS, Heartbeat, PullId, Registration};
+
+/// Silence after which a node counts as gone.
+const GONE_AFTER: Duration = Duration::from_secs(GONE_AFTER_SECONDS);
+/// Silence after which a node is forgotten: its record and consumer go, and no job counts it.
+pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Dispatcher {
+    /// A worker announced itself: a new node, one that is back, or one that is there already.
+    pub(super) fn registered(
+        &mut self,
+        now: Timestamp,
+        name: NodeName,
+        registration: Registration,
+        reply: ReplyToken,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.leading {
+            return;
+        }
+        let Registration {
+            instance,
+            mut facts,
+            consumer_lost,
+        } = registration;
+        facts.capacity = facts.capacity.clamp(1, MAX_CAPACITY);
+        let known = self.fleet.id(&name);
+        let (id, changed) = match known {
+            Some(id) => (id, self.update_node(now, id, instance, facts)),
+            None => {
+                let node = Node {
+                    name: name.clone(),
+                    facts,
+                    instance,
+                    presence: NodePresence::Absent,
+                    since: now,
+                    last_heard: now,
+                    active: BTreeSet::new(),
+                };
+                (self.fleet.insert(node), true)
+            }
+        };
+        let start = self.oldest_unfinished(id);
+        if changed && self.fleet.is_absent(id) {
+            self.come_back(now, id, effects);
+        } else if changed {
+            self.put_node(id, effects);
+        }
+        effects.push(Effect::Welcome {
+            node: name,
+            remake: consumer_lost,
+            start,
+            reply,
+        });
+        self.update_node_limit(id);
+        if changed {
+            self.match_jobs(now, id, effects);
+        }
+        self.refill(now, &[Resource::Node(id)], effects);
+    }
+
+    /// Takes over what a worker says of a known node; says whether its record has to be written.
+    fn update_node(
+        &mut self,
+        now: Timestamp,
+        id: NodeId,
+        instance: String,
+        facts: crate::domain::node::NodeFacts,
+    ) -> bool {
+        let zone = |node: &Node| node.zone().map(str::to_owned);
+        let Some(node) = self.fleet.get_mut(id) else {
+            return false;
+        };
+        let zone_before = zone(node);
+        node.last_heard = now;
+        let changed = node.facts != facts || node.instance != instance || node.is_absent();
+        let active: Vec<_> = node.active_pulls(id).collect();
+        node.instance = instance;
+        node.facts = facts;
+        let zone_after = zone(node);
+        if zone_before != zone_after {
+            let before = zone_before.and_then(|zone| self.zone_resource(&zone));
+            let after = zone_after.and_then(|zone| self.zone_resource(&zone));
+            for _ in active {
+                self.slots.give_back(before.as_slice());
+                self.slots.take(after.as_slice());
+            }
+        }
+        changed
+    }
+
+    fn put_node(&self, id: NodeId, effects: &mut Vec<Effect>) {
+        if let Some(node) = self.fleet.get(id) {
+            effects.push(Effect::PutNode(Box::new(node.record())));
+        }
+    }
+
+    fn tell_node(
+        &self,
+        now: Timestamp,
+        id: NodeId,
+        kind: NodeEventKind,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(node) = self.fleet.get(id) else {
+            return;
+        };
+        let event_id = format!("{}.{}.{}", node.name.token(), kind.token(), now.as_millis());
+        let event = NodeEvent {
+            node: node.name.clone(),
+            event: kind,
+            labels: node.facts.labels.clone(),
+        };
+        effects.push(Effect::TellNode {
+            id: event_id,
+            time: now,
+            event: Box::new(event),
+        });
+    }
+
+    /// The first message a new consumer of this node has to deliver.
+    fn oldest_unfinished(&self, id: NodeId) -> Option<u64> {
+        let node = self.fleet.get(id)?;
+        let sequence = |(job, image): &(JobId, u8)| {
+            Some(self.jobs.get(job)?.pull(id, *image)?.sequence).filter(|sequence| *sequence > 0)
+        };
+        node.active.iter().filter_map(sequence).min()
+    }
+
+    pub(super) fn update_node_limit(&mut self, id: NodeId) {
+        let Some(node) = self.fleet.get(id) else {
+            return;
+        };
+        let limit = if node.is_absent() {
+            0
+        } else {
+            node.facts.capacity + self.settings.lookahead
+        };
+        self.slots.set_limit(Resource::Node(id), limit);
+    }
+
+    /// Puts the node into the jobs that are for it and out of those that are not.
+    fn match_jobs(&mut self, now: Timestamp, id: NodeId, effects: &mut Vec<Effect>) {
+        let unfinished = self.jobs.iter().filter(|(_, job)| !job.is_finished());
+        let jobs: Vec<JobId> = unfinished.map(|(id, _)| *id).collect();
+        for job in jobs {
+            let mut freed = self.match_node(now, job, id, effects);
+            freed.push(Resource::Job(job));
+            self.refill(now, &freed, effects);
+            self.check_job(now, job, effects);
+        }
+    }
+
+    /// Makes one node part of one job, or not, as the selector says. Says what came free.
+    pub(super) fn match_node(
+        &mut self,
+        now: Timestamp,
+        id: JobId,
+        node: NodeId,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Resource> {
+        let (Some(known), Some(job)) = (self.fleet.get(node), self.jobs.get(&id)) else {
+            return Vec::new();
+        };
+        let matches = job.spec.selector.matches(&known.name, &known.facts.labels);
+        match (matches, job.pulls.contains_key(&node)) {
+            (true, false) => {
+                self.enroll(id, node);
+                self.touch(now, id);
+                Vec::new()
+            }
+            (false, true) => {
+                self.touch(now, id);
+                self.expel(id, node, effects)
+            }
+            (true, true) | (false, false) => Vec::new(),
+        }
+    }
+
+    /// A node that is heard of again holds jobs up again and gets its pulls.
+    fn come_back(&mut self, now: Timestamp, id: NodeId, effects: &mut Vec<Effect>) {
+        self.set_presence(now, id, NodePresence::Present);
+        self.put_node(id, effects);
+        self.tell_node(now, id, NodeEventKind::Joined, effects);
+        self.timers.set(now.after(GONE_AFTER), Timer::NodeGone(id));
+        self.update_node_limit(id);
+    }
+
+    fn set_presence(&mut self, now: Timestamp, id: NodeId, presence: NodePresence) {
+        let Some(node) = self.fleet.get_mut(id) else {
+            return;
+        };
+        node.presence = presence;
+        node.since = now;
+        for job in self.jobs.values_mut() {
+            let Some(pulls) = job.pulls.get(&id) else {
+                continue;
+            };
+            let pending = pulls
+                .iter()
+                .filter(|pull| matches!(pull.state, PullState::Pending(_)));
+            let pending = u32::try_from(pending.count()).unwrap_or(u32::MAX);
+            match presence {
+                NodePresence::Present => job.pending_absent -= pending,
+                NodePresence::Absent => job.pending_absent += pending,
+            }
+        }
+    }
+
+    /// A worker lives. What it holds and nobody wants is revoked, so that a lost word is said again.
+    pub(super) fn heartbeat(
+        &mut self,
+        now: Timestamp,
+        name: &NodeName,
+        heartbeat: &Heartbeat,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(id) = self.fleet.id(name).filter(|_| self.leading) else {
+            return;
+        };
+        if let Some(node) = self.fleet.get_mut(id) {
+            node.last_heard = now;
+        }
+        if self.fleet.is_absent(id) {
+            self.come_back(now, id, effects);
+            self.refill(now, &[Resource::Node(id)], effects);
+        }
+        let unwanted = heartbeat
+            .holding
+            .iter()
+            .filter(|held| !self.is_wanted(id, held));
+        self.revoke(id, unwanted.cloned().collect(), effects);
+    }
+
+    /// Whether a pull in a worker's hands is one that it was given and not told to drop.
+    fn is_wanted(&self, node: NodeId, held: &PullId) -> bool {
+        let Some((_, job)) = self.job(&held.job) else {
+            return false;
+        };
+        let state = job
+            .image_index(&held.image)
+            .and_then(|image| job.pull(node, image))
+            .map(|pull| pull.state);
+        let in_hand = matches!(
+            state,
+            Some(PullState::Active | PullState::Succeeded | PullState::Failed)
+        );
+        !job.is_finished() && job.is_run(&held.run) && in_hand
+    }
+
+    pub(super) fn watch_node(&mut self, now: Timestamp, id: NodeId) {
+        let Some(node) = self.fleet.get(id) else {
+            return;
+        };
+        let timer = if node.is_absent() {
+            (node.since.after(FORGOTTEN_AFTER), Timer::NodeForgotten(id))
+        } else {
+            (now.after(GONE_AFTER), Timer::NodeGone(id))
+        };
+        self.timers.set(timer.0, timer.1);
+    }
+
+    pub(super) fn check_node_gone(
+        &mut self,
+        now: Timestamp,
+        id: NodeId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(node) = self.fleet.get(id).filter(|node| !node.is_absent()) else {
+            return;
+        };
+        let gone_at = node.last_heard.after(GONE_AFTER);
+        if gone_at > now {
+            self.timers.set(gone_at, Timer::NodeGone(id));
+            return;
+        }
+        self.set_presence(now, id, NodePresence::Absent);
+        self.update_node_limit(id);
+        self.put_node(id, effects);
+        self.tell_node(now, id, NodeEventKind::Left, effects);
+        self.timers
+            .set(now.after(FORGOTTEN_AFTER), Timer::NodeForgotten(id));
+        self.withdraw_node(now, id, effects);
+    }
+
+    /// Takes back what an absent node was given and lets others have its slots.
+    pub(super) fn withdraw_node(&mut self, now: Timestamp, id: NodeId, effects: &mut Vec<Effect>) {
+        let Some(node) = self.fleet.get(id) else {
+            return;
+        };
+        let active: Vec<_> = node.active_pulls(id).collect();
+        if !active.is_empty() {
+            effects.push(Effect::WithdrawNode(node.name.clone()));
+        }
+        let mut freed = Vec::new();
+        for pull in active {
+            freed.extend(self.take_back(pull));
+            self.touch(now, pull.job);
+        }
+        freed.sort_unstable();
+        freed.dedup();
+        self.refill(now, &freed, effects);
+        let of_node = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.pulls.contains_key(&id));
+        let jobs: Vec<JobId> = of_node.map(|(id, _)| *id).collect();
+        for job in jobs {
+            self.check_job(now, job, effects);
+        }
+    }
+
+    pub(super) fn check_node_forgotten(
+        &mut self,
+        now: Timestamp,
+        id: NodeId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(node) = self.fleet.get(id).filter(|node| node.is_absent()) else {
+            return;
+        };
+        if node.since.after(FORGOTTEN_AFTER) > now {
+            return;
+        }
+        let name = node.name.clone();
+        let enrolled = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.pulls.contains_key(&id));
+        let jobs: Vec<JobId> = enrolled.map(|(id, _)| *id).collect();
+        for job in &jobs {
+            // An absent node holds no slots, so nothing comes free.
+            self.expel(*job, id, effects);
+            self.touch(now, *job);
+        }
+        self.fleet.remove(id);
+        self.slots.remove(Resource::Node(id));
+        effects.push(Effect::DeleteNode(name));
+        for job in jobs {
+            self.check_job(now, job, effects);
+        }
+    }
+}

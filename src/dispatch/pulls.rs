@@ -1,0 +1,398 @@
+//! Releasing pulls, taking their results, withdrawing them.
+
+use std::cmp::Reverse;
+
+use super::fleet::NodeId;
+use super::input::Effect;
+use super::job::{Pull, PullState};
+use super::slots::{JobId, PullIndex, Resource, Turn};
+use super::state::Dispatcher;
+use crate::domain::failure::FailureKind;
+use crate::domain::time::Timestamp;
+use crate::wire::event::{PullState as Reported, TaskEvent};
+use crate::wire::subject::PullKey;
+use crate::wire::task::PullTask;
+use crate::wire::worker::PullId;
+
+fn intern(names: &mut std::collections::BTreeMap<Box<str>, u32>, name: &str) -> (u32, bool) {
+    if let Some(id) = names.get(name) {
+        return (*id, false);
+    }
+    let id = u32::try_from(names.len()).unwrap_or(u32::MAX);
+    names.insert(name.into(), id);
+    (id, true)
+}
+
+impl Dispatcher {
+    pub(super) fn zone_resource(&mut self, zone: &str) -> Option<Resource> {
+        let limit = self.settings.zone_limit?;
+        let (id, is_new) = intern(&mut self.zones, zone);
+        if is_new {
+            self.slots.set_limit(Resource::Zone(id), limit);
+        }
+        Some(Resource::Zone(id))
+    }
+
+    fn host_resource(&mut self, host: &str) -> Option<Resource> {
+        let limit = self.settings.host_limit?;
+        let (id, is_new) = intern(&mut self.hosts, host);
+        if is_new {
+            self.slots.set_limit(Resource::Host(id), limit);
+        }
+        Some(Resource::Host(id))
+    }
+
+    /// Everything a pull needs a slot of. The job comes first: a job at its limit waits by itself
+    /// and is in nobody's line.
+    pub(super) fn needs(&mut self, pull: PullIndex) -> Vec<Resource> {
+        let mut needs = vec![Resource::Job(pull.job), Resource::Node(pull.node)];
+        if self.settings.host_limit.is_some() {
+            let image = self
+                .jobs
+                .get(&pull.job)
+                .and_then(|job| job.spec.images.get(usize::from(pull.image)));
+            let host = image.map(|image| image.registry().to_owned());
+            needs.extend(host.and_then(|host| self.host_resource(&host)));
+        }
+        if self.settings.zone_limit.is_some() {
+            let zone = self
+                .fleet
+                .get(pull.node)
+                .and_then(|node| node.zone())
+                .map(str::to_owned);
+            needs.extend(zone.and_then(|zone| self.zone_resource(&zone)));
+        }
+        needs
+    }
+
+    pub(super) fn turn(&self, pull: PullIndex) -> Option<Turn> {
+        let job = self.jobs.get(&pull.job)?;
+        let ordinal = job.pull(pull.node, pull.image)?.ordinal;
+        Some(Turn {
+            priority: Reverse(job.spec.priority),
+            ordinal,
+            pull,
+        })
+    }
+
+    /// Gives the job this node: its pulls wait until [`Dispatcher::refill`] finds slots for them.
+    pub(super) fn enroll(&mut self, id: JobId, node: NodeId) {
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if job.pulls.contains_key(&node) {
+            return;
+        }
+        let resource = Resource::Job(id);
+        let pending = PullState::Pending(resource);
+        let mut pulls = Vec::with_capacity(job.spec.images.len());
+        for image in 0..job.spec.images.len() {
+            let ordinal = job.next_ordinal;
+            job.next_ordinal += 1;
+            pulls.push(Pull {
+                state: pending,
+                ordinal,
+                sequence: 0,
+            });
+            job.recount(None, Some(pending));
+            let image = u8::try_from(image).unwrap_or(u8::MAX);
+            let pull = PullIndex {
+                job: id,
+                node,
+                image,
+            };
+            self.slots.wait(
+                resource,
+                Turn {
+                    priority: Reverse(job.spec.priority),
+                    ordinal,
+                    pull,
+                },
+            );
+        }
+        if self.fleet.is_absent(node) {
+            job.pending_absent += u32::try_from(pulls.len()).unwrap_or(u32::MAX);
+        }
+        job.pulls.insert(node, pulls.into());
+        job.tally_node(node, true);
+        self.update_job_limit(id);
+    }
+
+    /// Takes this node from the job: nothing of it counts any more. Says what came free.
+    pub(super) fn expel(
+        &mut self,
+        id: JobId,
+        node: NodeId,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Resource> {
+        let Some(images) = self
+            .jobs
+            .get(&id)
+            .and_then(|job| job.pulls.get(&node))
+            .map(|p| p.len())
+        else {
+            return Vec::new();
+        };
+        let (mut revoked, mut freed) = (Vec::new(), Vec::new());
+        for image in 0..images {
+            let image = u8::try_from(image).unwrap_or(u8::MAX);
+            let pull = PullIndex {
+                job: id,
+                node,
+                image,
+            };
+            let Some(state) = self.state_of(pull) else {
+                continue;
+            };
+            if state == PullState::Active {
+                effects.extend(self.key(pull).map(Effect::WithdrawPull));
+                revoked.extend(self.pull_id(pull));
+            }
+            freed.extend(self.leave_slots(pull, state));
+        }
+        let absent = self.fleet.is_absent(node);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.tally_node(node, false);
+            for pull in job.pulls.remove(&node).unwrap_or_default() {
+                if absent && matches!(pull.state, PullState::Pending(_)) {
+                    job.pending_absent -= 1;
+                }
+                job.recount(Some(pull.state), None);
+            }
+        }
+        self.revoke(node, revoked, effects);
+        self.update_job_limit(id);
+        freed
+    }
+
+    pub(super) fn revoke(&self, node: NodeId, pulls: Vec<PullId>, effects: &mut Vec<Effect>) {
+        if let (Some(node), false) = (self.fleet.get(node), pulls.is_empty()) {
+            effects.push(Effect::Revoke {
+                node: node.name.clone(),
+                pulls,
+            });
+        }
+    }
+
+    pub(super) fn state_of(&self, pull: PullIndex) -> Option<PullState> {
+        Some(self.jobs.get(&pull.job)?.pull(pull.node, pull.image)?.state)
+    }
+
+    pub(super) fn key(&self, pull: PullIndex) -> Option<PullKey> {
+        let job = self.jobs.get(&pull.job)?;
+        Some(PullKey {
+            node: self.fleet.get(pull.node)?.name.clone(),
+            job: job.name.clone(),
+            image: job.tokens.get(usize::from(pull.image))?.clone(),
+        })
+    }
+
+    fn pull_id(&self, pull: PullIndex) -> Option<PullId> {
+        let job = self.jobs.get(&pull.job)?;
+        let image = job.tokens.get(usize::from(pull.image))?.clone();
+        Some(PullId {
+            job: job.name.clone(),
+            run: job.run(),
+            image,
+        })
+    }
+
+    /// Lets go of whatever a pull in this state holds or waits at; says what came free.
+    pub(super) fn leave_slots(&mut self, pull: PullIndex, state: PullState) -> Vec<Resource> {
+        match state {
+            PullState::Active => {
+                let needs = self.needs(pull);
+                self.slots.give_back(&needs);
+                if let Some(node) = self.fleet.get_mut(pull.node) {
+                    node.active.remove(&(pull.job, pull.image));
+                }
+                needs
+            }
+            PullState::Pending(resource) => {
+                if let Some(turn) = self.turn(pull) {
+                    self.slots.leave(resource, &turn);
+                }
+                Vec::new()
+            }
+            PullState::Succeeded | PullState::Failed | PullState::Cancelled => Vec::new(),
+        }
+    }
+
+    /// Moves a pull to another state and keeps every count right.
+    pub(super) fn set_state(&mut self, pull: PullIndex, to: PullState) {
+        let absent = self.fleet.is_absent(pull.node);
+        let Some(job) = self.jobs.get_mut(&pull.job) else {
+            return;
+        };
+        let Some(from) = job.pull(pull.node, pull.image).map(|pull| pull.state) else {
+            return;
+        };
+        job.tally_node(pull.node, false);
+        if let Some(pull) = job.pull_mut(pull.node, pull.image) {
+            pull.state = to;
+            if to != PullState::Active {
+                pull.sequence = 0;
+            }
+        }
+        job.tally_node(pull.node, true);
+        if absent {
+            let pending = |state| u32::from(matches!(state, PullState::Pending(_)));
+            job.pending_absent = job.pending_absent + pending(to) - pending(from);
+        }
+        job.recount(Some(from), Some(to));
+    }
+
+    /// Lets whoever waits at these resources try again, in turn.
+    pub(super) fn refill(&mut self, now: Timestamp, freed: &[Resource], effects: &mut Vec<Effect>) {
+        if !self.leading {
+            return;
+        }
+        // The job's own line comes last: a slot of a node goes to whoever waits for that node.
+        for resource in freed.iter().rev() {
+            while let Some(turn) = self.slots.next(*resource) {
+                self.place(now, turn, effects);
+            }
+        }
+    }
+
+    /// Releases a pull that is in nobody's line, or lets it wait at the first resource that is full.
+    fn place(&mut self, now: Timestamp, turn: Turn, effects: &mut Vec<Effect>) {
+        let pull = turn.pull;
+        let needs = self.needs(pull);
+        if let Some(full) = self.slots.first_full(&needs) {
+            self.slots.wait(full, turn);
+            if let Some(pull) = self
+                .jobs
+                .get_mut(&pull.job)
+                .and_then(|job| job.pull_mut(pull.node, pull.image))
+            {
+                pull.state = PullState::Pending(full);
+            }
+            return;
+        }
+        let Some(task) = self.task(pull) else { return };
+        self.slots.take(&needs);
+        self.virtual_time = self.virtual_time.max(turn.ordinal);
+        self.activate(pull);
+        self.touch(now, pull.job);
+        effects.push(Effect::Release(Box::new(task)));
+    }
+
+    /// Notes that a pull is out; its slots are taken by the caller.
+    pub(super) fn activate(&mut self, pull: PullIndex) {
+        self.set_state(pull, PullState::Active);
+        if let Some(node) = self.fleet.get_mut(pull.node) {
+            node.active.insert((pull.job, pull.image));
+        }
+        if let Some(job) = self.jobs.get_mut(&pull.job) {
+            job.has_messages = true;
+        }
+    }
+
+    fn task(&self, pull: PullIndex) -> Option<PullTask> {
+        let job = self.jobs.get(&pull.job)?;
+        let index = usize::from(pull.image);
+        Some(PullTask {
+            job: job.name.clone(),
+            run: job.run(),
+            node: self.fleet.get(pull.node)?.name.clone(),
+            image: job.spec.images.get(index)?.clone(),
+            digest: job.images.get(index).and_then(|image| image.digest.clone()),
+            platform: job.spec.platform.clone(),
+            image_pull_policy: job.spec.image_pull_policy,
+            pull_policy: job.spec.pull_policy,
+            priority: job.spec.priority,
+            pull_secrets: job.spec.pull_secrets.clone(),
+            pin: job.spec.pin,
+            unpack: job.spec.unpack,
+            expires_at: job.deadline(),
+            labels: job.spec.sandbox_config.labels.clone(),
+            annotations: job.spec.sandbox_config.annotations.clone(),
+        })
+    }
+
+    /// Takes a released pull back: it waits again, at its job. The caller withdraws the message.
+    pub(super) fn take_back(&mut self, pull: PullIndex) -> Vec<Resource> {
+        let freed = self.leave_slots(pull, PullState::Active);
+        let resource = Resource::Job(pull.job);
+        self.set_state(pull, PullState::Pending(resource));
+        if let Some(turn) = self.turn(pull) {
+            self.slots.wait(resource, turn);
+        }
+        freed
+    }
+
+    /// Takes a fact from a worker. The first terminal fact of a pull in a run is the truth; what
+    /// is told of other runs, or after it, changes nothing.
+    pub(super) fn task_event(
+        &mut self,
+        now: Timestamp,
+        event: &TaskEvent,
+        sequence: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.last_event = self.last_event.max(sequence);
+        let Some((id, job)) = self.job(&event.job) else {
+            return;
+        };
+        if !event.state.is_terminal() || job.is_finished() || !job.is_run(&event.run) {
+            return;
+        }
+        let image = job.image_index(&event.image.token());
+        let (Some(image), Some(node)) = (image, self.fleet.id(&event.node)) else {
+            return;
+        };
+        let pull = PullIndex {
+            job: id,
+            node,
+            image,
+        };
+        let Some(state) = self.state_of(pull).filter(|state| !state.is_terminal()) else {
+            return;
+        };
+        self.note_result(pull, event);
+        let succeeded = event.state == Reported::Succeeded;
+        let freed = self.leave_slots(pull, state);
+        self.set_state(
+            pull,
+            if succeeded {
+                PullState::Succeeded
+            } else {
+                PullState::Failed
+            },
+        );
+        self.touch(now, id);
+        self.check_job(now, id, effects);
+        self.refill(now, &freed, effects);
+    }
+
+    fn note_result(&mut self, pull: PullIndex, event: &TaskEvent) {
+        if let (Some(job), Some(result)) = (self.jobs.get_mut(&pull.job), &event.result) {
+            job.bytes_registry += result.bytes_registry;
+            job.bytes_elsewhere += result.bytes_elsewhere;
+        }
+        if event.state == Reported::Failed {
+            let (kind, message) = match &event.failure {
+                Some(failure) => (failure.kind, failure.message.as_str()),
+                None => (FailureKind::Internal, "the worker gave no reason"),
+            };
+            self.note_failure(pull, kind, event.attempt, message);
+        }
+    }
+
+    pub(super) fn note_failure(
+        &mut self,
+        pull: PullIndex,
+        kind: FailureKind,
+        attempts: u32,
+        message: &str,
+    ) {
+        if let Some(job) = self.jobs.get_mut(&pull.job) {
+            let failures = job.failures.entry(kind).or_default();
+            failures.pulls.insert((pull.node, pull.image), attempts);
+            if failures.message.is_empty() {
+                message.clone_into(&mut failures.message);
+            }
+        }
+    }
+}

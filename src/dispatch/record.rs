@@ -1,0 +1,292 @@
+//! The state as others see it: records, events, sentences.
+
+use super::fleet::Fleet;
+use super::input::Effect;
+use super::job::{Job, Stage};
+use super::slots::JobId;
+use super::state::Dispatcher;
+use crate::domain::name::JobName;
+use crate::domain::status::Outcome;
+use crate::domain::time::Timestamp;
+use crate::wire::event::{FailureGroup, JobEvent, JobEventKind, MAX_NODES_PER_GROUP, Problem};
+use crate::wire::manifest::{API_VERSION, KIND};
+use crate::wire::record::{JobRecord, JobStatus, RecordMetadata};
+
+impl Dispatcher {
+    pub(super) fn tell_job(
+        &self,
+        now: Timestamp,
+        id: JobId,
+        kind: JobEventKind,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let Some(job) = self.jobs.get(&id) {
+            effects.push(Effect::TellJob {
+                id: job.event_id(kind),
+                time: job.event_time(kind).unwrap_or(now),
+                event: Box::new(job.event(kind, &self.fleet)),
+            });
+        }
+    }
+
+    pub(super) fn tell_rejected(
+        &self,
+        now: Timestamp,
+        name: Option<JobName>,
+        sequence: u64,
+        problems: Vec<Problem>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let event = JobEvent {
+            job: name,
+            run: None,
+            event: JobEventKind::Rejected,
+            request_sequence: Some(sequence),
+            phase: None,
+            outcome: None,
+            counts: None,
+            nodes: None,
+            duration_millis: None,
+            bytes_registry: None,
+            bytes_elsewhere: None,
+            failures: Vec::new(),
+            problems,
+            message: "the request was not carried out".to_owned(),
+            labels: std::collections::BTreeMap::new(),
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let id = format!("rejected.{sequence}");
+        effects.push(Effect::TellJob {
+            id,
+            time: now,
+            event: Box::new(event),
+        });
+    }
+}
+
+impl Job {
+    /// The stable id of an event: the same fact has the same id, whoever tells it again.
+    pub(super) fn event_id(&self, kind: JobEventKind) -> String {
+        let (uid, generation, token) = (&self.uid, self.generation, kind.token());
+        match kind {
+            JobEventKind::Accepted
+            | JobEventKind::Rejected
+            | JobEventKind::Paused
+            | JobEventKind::Resumed => {
+                format!("{uid}.{generation}.{token}.{}", self.request_sequence)
+            }
+            JobEventKind::RoundCompleted => format!("{uid}.{generation}.{}.{token}", self.round),
+            JobEventKind::Started | JobEventKind::Completed | JobEventKind::Cancelled => {
+                format!("{uid}.{generation}.{token}")
+            }
+            JobEventKind::Deleted => format!("{uid}.{token}"),
+        }
+    }
+
+    fn event_time(&self, kind: JobEventKind) -> Option<Timestamp> {
+        match kind {
+            JobEventKind::Started => self.started_at,
+            JobEventKind::Completed | JobEventKind::Cancelled => self.completed_at,
+            JobEventKind::RoundCompleted => self.round_completed_at,
+            JobEventKind::Accepted
+            | JobEventKind::Rejected
+            | JobEventKind::Deleted
+            | JobEventKind::Paused
+            | JobEventKind::Resumed => None,
+        }
+    }
+
+    fn event(&self, kind: JobEventKind, fleet: &Fleet) -> JobEvent {
+        let ended = self.completed_at.or(self.round_completed_at);
+        let began = if self.repeats() {
+            self.round_started_at
+        } else {
+            self.started_at
+        };
+        let duration = began.zip(ended).map(|(from, to)| to.since(from));
+        JobEvent {
+            job: Some(self.name.clone()),
+            run: Some(self.run()),
+            event: kind,
+            request_sequence: Some(self.request_sequence),
+            phase: Some(self.phase()),
+            outcome: self.outcome(),
+            counts: Some(self.counts),
+            nodes: Some(self.nodes),
+            duration_millis: duration
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            bytes_registry: Some(self.bytes_registry),
+            bytes_elsewhere: Some(self.bytes_elsewhere),
+            failures: self.failure_groups(fleet),
+            problems: Vec::new(),
+            message: self.describe(),
+            labels: self.labels.clone(),
+            annotations: self.spec.sandbox_config.annotations.clone(),
+        }
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        match self.stage {
+            Stage::Finished(outcome) => Some(outcome),
+            Stage::Resolving | Stage::Running => None,
+        }
+    }
+
+    pub(super) fn failure_groups(&self, fleet: &Fleet) -> Vec<FailureGroup> {
+        if !self.final_failures.is_empty() {
+            return self.final_failures.clone();
+        }
+        let group = |(kind, failures): (&_, &super::job::Failures)| {
+            let mut nodes: Vec<_> = failures.pulls.keys().map(|(node, _)| *node).collect();
+            nodes.dedup();
+            let names = nodes
+                .iter()
+                .filter_map(|node| Some(fleet.get(*node)?.name.clone()));
+            FailureGroup {
+                kind: *kind,
+                pulls: u32::try_from(failures.pulls.len()).unwrap_or(u32::MAX),
+                nodes: names.take(MAX_NODES_PER_GROUP).collect(),
+                message: failures.message.clone(),
+            }
+        };
+        self.failures.iter().map(group).collect()
+    }
+
+    /// The job in one sentence.
+    pub(super) fn describe(&self) -> String {
+        if !self.message.is_empty() {
+            return self.message.clone();
+        }
+        let counts = self.counts;
+        if counts.desired == 0 {
+            return match (self.outcome(), self.repeats()) {
+                (Some(Outcome::Cancelled), _) => {
+                    "cancelled; no node matched the selector".to_owned()
+                }
+                (Some(_), _) => "no node matches the selector; nothing was done".to_owned(),
+                (None, _) => "no node matches the selector".to_owned(),
+            };
+        }
+        let Self { nodes, .. } = self;
+        let mut text = format!(
+            "{} of {} pulls done on {} of {} nodes",
+            counts.succeeded, counts.desired, nodes.succeeded, nodes.desired
+        );
+        for (count, what) in [(counts.failed, "failed"), (counts.cancelled, "cancelled")] {
+            if count > 0 {
+                text.push_str(&format!(", {count} {what}"));
+            }
+        }
+        if self.pending_absent > 0 {
+            text.push_str(&format!(", {} wait for absent nodes", self.pending_absent));
+        }
+        let unresolved = self
+            .images
+            .iter()
+            .filter(|image| image.digest.is_none())
+            .count();
+        if unresolved > 0 && !self.is_finished() {
+            text.push_str(&format!(
+                ", {unresolved} images resolved by each node for itself"
+            ));
+        }
+        text
+    }
+
+    pub(super) fn record(&self, fleet: &Fleet) -> JobRecord {
+        JobRecord {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            metadata: RecordMetadata {
+                name: self.name.clone(),
+                labels: self.labels.clone(),
+                uid: self.uid.clone(),
+                generation: self.generation,
+                created_at: self.created_at,
+                request_sequence: self.request_sequence,
+            },
+            spec: self.spec.clone(),
+            status: JobStatus {
+                phase: self.phase(),
+                paused: self.paused,
+                outcome: self.outcome(),
+                round: self.round,
+                counts: self.counts,
+                nodes: self.nodes,
+                message: self.describe(),
+                images: self.images.clone(),
+                failures: self.failure_groups(fleet),
+                bytes_registry: self.bytes_registry,
+                bytes_elsewhere: self.bytes_elsewhere,
+                started_at: self.started_at,
+                round_started_at: self.round_started_at,
+                round_completed_at: self.round_completed_at,
+                completed_at: self.completed_at,
+                events_after: self.events_after,
+            },
+        }
+    }
+
+    /// The job a record tells of, without its pulls: those come from tasks and events.
+    pub(super) fn from_record(record: JobRecord) -> Self {
+        let JobRecord {
+            metadata,
+            spec,
+            status,
+            ..
+        } = record;
+        let stage = match status.outcome {
+            Some(outcome) => Stage::Finished(outcome),
+            None if status.round_started_at.is_some() => Stage::Running,
+            None => Stage::Resolving,
+        };
+        let finished = matches!(stage, Stage::Finished(_));
+        let counted = |finished_value| if finished { finished_value } else { 0 };
+        Self {
+            name: metadata.name,
+            labels: metadata.labels,
+            uid: metadata.uid,
+            generation: metadata.generation,
+            created_at: metadata.created_at,
+            request_sequence: metadata.request_sequence,
+            tokens: spec.images.iter().map(|image| image.token()).collect(),
+            spec,
+            stage,
+            paused: status.paused,
+            round: status.round,
+            images: status.images,
+            started_at: status.started_at,
+            round_started_at: status.round_started_at,
+            round_completed_at: status.round_completed_at,
+            completed_at: status.completed_at,
+            events_after: status.events_after,
+            message: if finished {
+                status.message
+            } else {
+                String::new()
+            },
+            pulls: std::collections::BTreeMap::new(),
+            counts: if finished {
+                status.counts
+            } else {
+                Default::default()
+            },
+            nodes: if finished {
+                status.nodes
+            } else {
+                Default::default()
+            },
+            pending_absent: 0,
+            failures: std::collections::BTreeMap::new(),
+            final_failures: if finished {
+                status.failures
+            } else {
+                Vec::new()
+            },
+            bytes_registry: counted(status.bytes_registry),
+            bytes_elsewhere: counted(status.bytes_elsewhere),
+            has_messages: false,
+            next_ordinal: 0,
+        }
+    }
+}
