@@ -1,7 +1,13 @@
 //! docker-registry and the images made for it.
 
+use std::time::Duration;
+
+use crate::support::gate::Gate;
 use crate::support::images::{Entry, Format, Image, Layer, Recipe, generated, http};
 use crate::support::registry::Registry;
+use crate::support::wait::within;
+
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_pushed_image_is_there_after_a_kill_and_on_the_same_port() {
@@ -57,6 +63,26 @@ async fn requests_since_a_mark_are_the_ones_made_since() {
     assert!(requests[1].gets_manifest() && requests[1].status == 404);
     let later = registry.mark().await;
     assert_eq!(registry.requests_since(later).await, []);
+}
+
+#[tokio::test]
+async fn a_gate_holds_an_answer_until_it_is_opened() {
+    let registry = Registry::start().await;
+    let image = generated(1, 1, 1_000_000).build();
+    registry.push("app", "1", &image).await;
+    let gate = Gate::closed_after(200_000, &registry.addr()).await;
+    let layer = &image.blobs[1];
+    let url = format!("http://{}/v2/app/blobs/{}", gate.addr(), layer.digest);
+    let pull =
+        tokio::spawn(async move { http().get(url).send().await.unwrap().bytes().await.unwrap() });
+
+    gate.holds(LIMIT).await;
+    assert!(gate.passed() <= 200_000 && !pull.is_finished());
+    gate.open();
+    assert_eq!(
+        within(LIMIT, "the rest of the layer", pull).await.unwrap(),
+        layer.bytes
+    );
 }
 
 #[test]

@@ -19,6 +19,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod gate;
 pub mod images;
 pub mod nats;
 pub mod parts;
