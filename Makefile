@@ -1,0 +1,94 @@
+# Everything a developer does, and what CI runs. `make` lists it.
+#
+# Rust and make are all that has to be there: on Debian as root the rest is installed (deploy/local/build-deps), and the
+# servers that tests and the demo run are fetched into a private folder (deploy/local/parts). Elsewhere these say what
+# is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+CARGO_DENY_VERSION := 0.20.2
+PARTS := $(shell deploy/local/parts --dir)
+# One on PATH will do; else it is built once into the folder of the parts.
+CARGO_DENY := $(or $(shell command -v cargo-deny),$(PARTS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny)
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) ":" } /^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+
+##@ Try it
+
+.PHONY: demo up down
+demo: build-deps ## See it work: real servers, two nodes, a job from start to end (about a minute after the first build; root)
+	@deploy/local/demo
+up: build-deps ## Start the same and leave it running to play with (root)
+	@deploy/local/up
+down: ## End what `make up` started
+	@deploy/local/down
+
+.PHONY: build build-deps parts python-env
+build: build-deps ## Build the program for use: target/release/prewarm
+	$(CARGO) build --release --locked --bin prewarm
+build-deps:
+	@deploy/local/build-deps
+parts: ## Fetch the servers that tests and the demo run (about 130 MB, once)
+	@deploy/local/parts
+python-env: ## Make the Python environment for the tests that speak to prewarm from Python
+	@deploy/local/python-env
+
+# Tests of real servers need these; unit tests do not.
+.PHONY: test-parts test-deps
+test-deps: build-deps parts python-env
+
+##@ Test
+
+# A test binary tests/NAME/main.rs or tests/NAME.rs, with its arguments in ARGS: make test-e2e ARGS=some_test
+cargo_test = $(CARGO) test --locked $(1) -- $(ARGS)
+
+.PHONY: test unit test-nats test-containerd test-cli test-e2e sim conformance
+test: test-deps ## Run every test (root, for containerd)
+	$(CARGO) test --locked
+unit: build-deps ## Run the tests that need no server
+	$(call cargo_test,--lib --bins)
+sim: build-deps ## Run the simulations: the whole system in one thread, with faults, on many seeds
+	$(call cargo_test,--test simulation)
+conformance: build-deps ## Run the manifests and payloads of others through ours
+	$(call cargo_test,--test conformance)
+test-parts: test-deps ## Test the servers and images that the other tests stand on
+	$(call cargo_test,--test parts)
+test-nats: test-deps ## Test against real nats-servers, the oldest and the newest supported
+	$(call cargo_test,--test nats)
+test-containerd: test-deps ## Test against real containerds, every supported generation (root)
+	$(call cargo_test,--test containerd)
+test-cli: test-deps ## Test the command line as a user meets it
+	$(call cargo_test,--test cli)
+test-e2e: test-deps ## Test everything together, with crashes (root)
+	$(call cargo_test,--test e2e)
+
+.PHONY: bench
+bench: test-deps ## Measure what is promised: latency, memory, pull time (root)
+	$(CARGO) bench --locked
+
+##@ Check
+
+.PHONY: lint fmt deny schemas verify-schemas ci
+lint: build-deps ## Check format, lints and documentation
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items --quiet
+fmt: ## Format the code
+	$(CARGO) fmt
+deny: build-deps $(CARGO_DENY) ## Check the licences and sources of all dependencies
+	$(CARGO_DENY) --locked --log-level error check --hide-inclusion-graph licenses bans sources
+$(PARTS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny:
+	CARGO_TARGET_DIR=$(PARTS)/cargo-deny-build $(CARGO) install --locked cargo-deny \
+	  --version $(CARGO_DENY_VERSION) --root $(PARTS)/cargo-deny-$(CARGO_DENY_VERSION)
+	rm -rf $(PARTS)/cargo-deny-build
+schemas: build-deps ## Write schemas/ from the types
+	UPDATE_SCHEMAS=1 $(call cargo_test,--test schemas)
+verify-schemas: build-deps ## Check that schemas/ is what the types say
+	$(call cargo_test,--test schemas)
+ci: lint deny test ## Everything that has to pass before a change lands

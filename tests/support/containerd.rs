@@ -1,0 +1,288 @@
+//! containerd of three generations, each instance with a root, a state folder and a socket of its own. Needs root.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use containerd_client::tonic::transport::Channel;
+use tempfile::TempDir;
+
+use super::cri::Cri;
+use super::process::Process;
+use super::wait::eventually;
+use super::{parts, process};
+
+/// How long a daemon may take until its CRI plugin answers.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// The namespace of the images that kubelet sees.
+pub const NAMESPACE: &str = "k8s.io";
+
+/// What does not work without devices and tools that a test machine lacks, or reaches outside the instance's folder.
+const DISABLED: [&str; 10] = [
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.blockfile",
+    "io.containerd.snapshotter.v1.erofs",
+    "io.containerd.differ.v1.erofs",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.tracing.processor.v1.otlp",
+    "io.containerd.nri.v1.nri",
+];
+
+/// A generation of containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerdVersion {
+    /// 1.6, of Debian 12.
+    V1_6,
+    /// 1.7, of Debian 13.
+    V1_7,
+    /// 2.1, of Debian 14.
+    V2_1,
+}
+
+impl ContainerdVersion {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2_1];
+
+    fn part(self) -> &'static str {
+        match self {
+            Self::V1_6 => "containerd-1.6",
+            Self::V1_7 => "containerd-1.7",
+            Self::V2_1 => "containerd-2.1",
+        }
+    }
+}
+
+/// A containerd with its CRI plugin.
+#[derive(Debug)]
+pub struct Containerd {
+    process: Process,
+    version: ContainerdVersion,
+    dir: TempDir,
+}
+
+impl Containerd {
+    /// Starts one that has no image and knows no registry.
+    pub async fn start(version: ContainerdVersion) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "containerd needs root: run these tests as root"
+        );
+        let dir = parts::temp_dir();
+        std::fs::create_dir(dir.path().join("certs.d")).expect("a folder for hosts.toml files");
+        std::fs::write(dir.path().join("config.toml"), config(version, dir.path()))
+            .expect("containerd's configuration");
+        let process = run(version, dir.path()).await;
+        Self {
+            process,
+            version,
+            dir,
+        }
+    }
+
+    /// Its gRPC socket.
+    pub fn socket(&self) -> PathBuf {
+        socket(self.dir.path())
+    }
+
+    /// Its `root` folder, with the content store and the snapshots.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// Its `config_path`, with one folder for each registry host.
+    pub fn certs_dir(&self) -> PathBuf {
+        self.dir.path().join("certs.d")
+    }
+
+    /// A folder for the test's own use on the same file system; gone with the instance.
+    pub fn scratch(&self) -> PathBuf {
+        let dir = self.dir.path().join("scratch");
+        std::fs::create_dir_all(&dir).expect("a scratch folder");
+        dir
+    }
+
+    /// Its generation.
+    pub fn version(&self) -> ContainerdVersion {
+        self.version
+    }
+
+    /// Makes the registry at `address` (`host:port`) known as one that speaks plain HTTP.
+    pub fn allow_registry(&self, address: &str) {
+        let hosts = format!(
+            "server = \"http://{address}\"\n\n[host.\"http://{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+        );
+        self.registry_hosts(address, &hosts);
+    }
+
+    /// Writes `hosts.toml` for the registry at `address`.
+    pub fn registry_hosts(&self, address: &str, hosts_toml: &str) {
+        let dir = self.certs_dir().join(address);
+        std::fs::create_dir_all(&dir).expect("a folder for hosts.toml");
+        std::fs::write(dir.join("hosts.toml"), hosts_toml).expect("hosts.toml");
+    }
+
+    /// A gRPC channel to it.
+    pub async fn channel(&self) -> Channel {
+        containerd_client::connect(self.socket())
+            .await
+            .expect("a connection to containerd")
+    }
+
+    /// A client of its CRI plugin.
+    pub async fn cri(&self) -> Cri {
+        Cri::connect(&self.socket())
+            .await
+            .expect("a connection to containerd")
+    }
+
+    /// What this generation's `ctr` prints, in the namespace `k8s.io`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub async fn ctr(&self, args: &[&str]) -> String {
+        let output = tokio::process::Command::new(parts::program(self.version.part(), "ctr"))
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", NAMESPACE])
+            .args(args)
+            .output()
+            .await
+            .expect("ctr to start");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "ctr {args:?} failed:\n{stdout}{stderr}"
+        );
+        stdout
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.process.kill()
+    }
+
+    /// Starts it again with the same folders and socket, stopping it first if it runs.
+    pub async fn restart(&mut self) {
+        if self.process.ended().is_none() {
+            self.process.stop().await;
+        }
+        self.process = run(self.version, self.dir.path()).await;
+    }
+
+    /// The process: its log, its id, signals.
+    pub fn process(&mut self) -> &mut process::Process {
+        &mut self.process
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.process.kill();
+        unmount_below(self.dir.path());
+    }
+}
+
+fn socket(dir: &Path) -> PathBuf {
+    dir.join("c.sock")
+}
+
+async fn run(version: ContainerdVersion, dir: &Path) -> Process {
+    let mut command = Command::new(parts::program(version.part(), "containerd"));
+    command.arg("--config").arg(dir.join("config.toml"));
+    let name = version.part();
+    let mut process = Process::spawn(name, &mut command, &dir.join("log"), dir);
+    eventually(
+        &format!("the CRI plugin of {name}"),
+        START_LIMIT,
+        async || {
+            assert!(
+                process.ended().is_none(),
+                "{name} ended at once; {}",
+                process.log_tail()
+            );
+            let answer = async {
+                Cri::connect(&socket(dir))
+                    .await?
+                    .list_images()
+                    .await
+                    .map_err(|status| status.to_string())
+            };
+            answer
+                .await
+                .map_err(|error: String| format!("{error}; {}", process.log_tail()))
+        },
+    )
+    .await;
+    process
+}
+
+/// The configuration: version 2 of the format for 1.x, version 3 for 2.x (`containerd config default` of each).
+fn config(version: ContainerdVersion, dir: &Path) -> String {
+    let dir = dir.display();
+    let disabled = DISABLED.map(|plugin| format!("\"{plugin}\"")).join(", ");
+    let (format, cri) = match version {
+        ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => (
+            2,
+            format!(
+                r#"
+[plugins."io.containerd.grpc.v1.cri"]
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "overlayfs"
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{dir}/certs.d"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{dir}/cni"
+conf_dir = "{dir}/cni"
+"#
+            ),
+        ),
+        ContainerdVersion::V2_1 => (
+            3,
+            format!(
+                r#"
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "overlayfs"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{dir}/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+disable_apparmor = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["{dir}/cni"]
+conf_dir = "{dir}/cni"
+"#
+            ),
+        ),
+    };
+    format!(
+        r#"version = {format}
+root = "{dir}/root"
+state = "{dir}/state"
+disabled_plugins = [{disabled}]
+[grpc]
+address = "{dir}/c.sock"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{dir}/opt"
+{cri}"#
+    )
+}
+
+/// Unmounts what is still mounted below `dir`, so that the folder can be removed.
+fn unmount_below(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Field 5 of a line is the mount point (proc_pid_mountinfo(5)); a later line may be mounted on an earlier one.
+    let below = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| Path::new(point).starts_with(dir));
+    for point in below.collect::<Vec<_>>().into_iter().rev() {
+        let unmounted = Command::new("umount").args(["--lazy", point]).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {point}");
+        }
+    }
+}

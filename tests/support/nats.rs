@@ -1,0 +1,186 @@
+//! nats-server of two generations, with JetStream.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::process::{Process, free_port};
+use super::wait::{eventually, within};
+use super::{parts, process};
+
+/// How long a server may take until it answers.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// Another process may take a port between our look and the server's bind.
+const PORT_ATTEMPTS: usize = 5;
+
+/// The oldest and the newest generation that is supported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NatsVersion {
+    /// 2.10, of Debian 13.
+    V2_10,
+    /// 2.15, of Debian 14.
+    V2_15,
+}
+
+impl NatsVersion {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::V2_10, Self::V2_15];
+
+    fn part(self) -> &'static str {
+        match self {
+            Self::V2_10 => "nats-2.10",
+            Self::V2_15 => "nats-2.15",
+        }
+    }
+}
+
+/// A nats-server with JetStream and a store of its own.
+#[derive(Debug)]
+pub struct NatsServer {
+    process: Process,
+    version: NatsVersion,
+    port: u16,
+    extra: String,
+    dir: TempDir,
+}
+
+impl NatsServer {
+    /// Starts one, with no accounts and the server's own limits.
+    pub async fn start(version: NatsVersion) -> Self {
+        Self::start_with(version, "").await
+    }
+
+    /// Starts one with `extra` text in its configuration file: accounts, `max_payload`, …
+    pub async fn start_with(version: NatsVersion, extra: &str) -> Self {
+        let dir = parts::temp_dir();
+        for _ in 1..PORT_ATTEMPTS {
+            let port = free_port();
+            match run(version, port, extra, dir.path()).await {
+                Ok(process) => {
+                    return Self {
+                        process,
+                        version,
+                        port,
+                        extra: extra.to_owned(),
+                        dir,
+                    };
+                }
+                Err(log) => assert!(
+                    log.contains("address already in use"),
+                    "nats-server ended at once; {log}"
+                ),
+            }
+        }
+        panic!("found no free port for nats-server");
+    }
+
+    /// Where it listens, such as `nats://127.0.0.1:20123`.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its generation.
+    pub fn version(&self) -> NatsVersion {
+        self.version
+    }
+
+    /// A client of it without credentials.
+    pub async fn client(&self) -> async_nats::Client {
+        let connecting = async_nats::connect(self.url());
+        within(START_LIMIT, "a connection to nats-server", connecting)
+            .await
+            .expect("a connection to nats-server")
+    }
+
+    /// SIGKILL: what it had not written is lost.
+    pub fn kill(&mut self) -> ExitStatus {
+        self.process.kill()
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.process.stop().await
+    }
+
+    /// Starts it again on the same port and store, stopping it first if it runs.
+    pub async fn restart(&mut self) {
+        if self.process.ended().is_none() {
+            self.process.stop().await;
+        }
+        self.process = run(self.version, self.port, &self.extra, self.dir.path())
+            .await
+            .unwrap_or_else(|log| {
+                panic!("nats-server did not come back on port {}; {log}", self.port)
+            });
+    }
+
+    /// The process: its log, its id, signals.
+    pub fn process(&mut self) -> &mut process::Process {
+        &mut self.process
+    }
+}
+
+/// A server that answers on `port`, or the log of one that ended.
+async fn run(version: NatsVersion, port: u16, extra: &str, dir: &Path) -> Result<Process, String> {
+    let mut config = String::new();
+    writeln!(config, "listen: \"127.0.0.1:{port}\"").unwrap();
+    writeln!(
+        config,
+        "jetstream {{ store_dir: \"{}\" }}",
+        dir.join("store").display()
+    )
+    .unwrap();
+    writeln!(config, "{extra}").unwrap();
+    let file = dir.join("nats.conf");
+    std::fs::write(&file, config).expect("nats-server's configuration file");
+    let ports = dir.join("ports");
+    std::fs::create_dir_all(&ports).expect("a folder for nats-server's ports file");
+
+    let program = parts::program(version.part(), "nats-server");
+    let mut command = Command::new(program);
+    command
+        .arg("--config")
+        .arg(&file)
+        .arg("--ports_file_dir")
+        .arg(&ports);
+    let mut process = Process::spawn("nats-server", &mut command, &dir.join("log"), dir);
+
+    // The ports file has our process's id in its name, so it cannot be another server that answers.
+    let listens = ports.join(format!("nats-server_{}.ports", process.pid()));
+    let what = format!("nats-server {version:?} to listen on port {port}");
+    let up = eventually(&what, START_LIMIT, async || {
+        if process.ended().is_some() {
+            return Ok(false);
+        }
+        if listens.exists() && greets(port).await {
+            Ok(true)
+        } else {
+            Err(process.log_tail())
+        }
+    })
+    .await;
+    if up {
+        Ok(process)
+    } else {
+        Err(process.log_tail())
+    }
+}
+
+/// Whether the server on that port says INFO, which it does first on every connection.
+async fn greets(port: u16) -> bool {
+    let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await else {
+        return false;
+    };
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).await.is_ok() && line.starts_with("INFO ")
+}
