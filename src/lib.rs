@@ -9,4 +9,5 @@
 pub mod bus;
 pub mod dispatch;
 pub mod domain;
+pub mod image;
 pub mod wire;
