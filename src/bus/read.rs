@@ -24,7 +24,10 @@ pub struct ReadError {
 
 impl ReadError {
     fn new(stream: &str, reason: impl std::fmt::Display) -> Self {
-        Self { stream: stream.to_owned(), reason: reason.to_string() }
+        Self {
+            stream: stream.to_owned(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -49,13 +52,27 @@ impl Bus {
         from: DeliverPolicy,
     ) -> Result<Reading, ReadError> {
         let failed = |reason: &dyn std::fmt::Display| ReadError::new(stream, reason);
-        let handle = self.jetstream.get_stream_no_info(stream).await.map_err(|e| failed(&e))?;
-        let config =
-            OrderedConfig { filter_subject: filter, deliver_policy: from, ..Default::default() };
-        let consumer = handle.create_consumer(config).await.map_err(|e| failed(&e))?;
+        let handle = self
+            .jetstream
+            .get_stream_no_info(stream)
+            .await
+            .map_err(|e| failed(&e))?;
+        let config = OrderedConfig {
+            filter_subject: filter,
+            deliver_policy: from,
+            ..Default::default()
+        };
+        let consumer = handle
+            .create_consumer(config)
+            .await
+            .map_err(|e| failed(&e))?;
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| failed(&e))?;
-        Ok(Reading { stream: stream.to_owned(), messages, left })
+        Ok(Reading {
+            stream: stream.to_owned(),
+            messages,
+            left,
+        })
     }
 
     /// Hands every message that is stored now to `each`.

@@ -33,8 +33,16 @@ const MAX_REQUESTS_IN_HAND: i64 = 256;
 /// Something for the state, with what the shell needs to answer it.
 pub(super) enum Arrival {
     Input(Input),
-    Request { request: Request, sequence: u64, acker: Acker },
-    Registered { node: NodeName, registration: Box<Registration>, reply: async_nats::Subject },
+    Request {
+        request: Request,
+        sequence: u64,
+        acker: Box<Acker>,
+    },
+    Registered {
+        node: NodeName,
+        registration: Box<Registration>,
+        reply: async_nats::Subject,
+    },
     /// A source ended or failed: nothing more will come from it.
     Broken(String),
 }
@@ -57,17 +65,23 @@ pub(super) async fn listen(
     let requests = requests(bus).await?;
     sources.spawn(take_events(events, queue.clone()));
     sources.spawn(take_registrations(bus.clone(), workers, queue.clone()));
-    sources.spawn(take_heartbeats(bus.subjects.clone(), heartbeats, queue.clone()));
+    sources.spawn(take_heartbeats(
+        bus.subjects.clone(),
+        heartbeats,
+        queue.clone(),
+    ));
     sources.spawn(take_requests(bus.subjects.clone(), requests, queue.clone()));
     Ok(sources)
 }
 
-async fn requests(
-    bus: &Bus,
-) -> Result<async_nats::jetstream::consumer::pull::Stream, String> {
+async fn requests(bus: &Bus) -> Result<async_nats::jetstream::consumer::pull::Stream, String> {
     let stream = bus.subjects.jobs_stream();
     let failed = |error: &dyn std::fmt::Display| format!("cannot consume {stream}: {error}");
-    let handle = bus.jetstream.get_stream_no_info(&stream).await.map_err(|e| failed(&e))?;
+    let handle = bus
+        .jetstream
+        .get_stream_no_info(&stream)
+        .await
+        .map_err(|e| failed(&e))?;
     let config = PullConfig {
         durable_name: Some(REQUESTS_CONSUMER.to_owned()),
         description: Some("prewarm: what users ask".to_owned()),
@@ -78,7 +92,10 @@ async fn requests(
         max_ack_pending: MAX_REQUESTS_IN_HAND,
         ..PullConfig::default()
     };
-    let consumer = handle.create_consumer(config).await.map_err(|e| failed(&e))?;
+    let consumer = handle
+        .create_consumer(config)
+        .await
+        .map_err(|e| failed(&e))?;
     consumer.messages().await.map_err(|e| failed(&e))
 }
 
@@ -105,17 +122,34 @@ async fn broken(queue: &Queue, reason: String) {
 
 async fn take_registrations(bus: Bus, mut workers: async_nats::Subscriber, queue: Queue) {
     while let Some(message) = workers.next().await {
-        let Some(reply) = message.reply.clone() else { continue };
+        let Some(reply) = message.reply.clone() else {
+            continue;
+        };
         match read_registration(&bus.subjects, &message) {
             Ok((node, registration)) => {
                 let registration = Box::new(registration);
-                if queue.send(Arrival::Registered { node, registration, reply }).await.is_err() {
+                if queue
+                    .send(Arrival::Registered {
+                        node,
+                        registration,
+                        reply,
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
             Err(error) => {
-                tracing::warn!(subject = message.subject.as_str(), error, "a registration was refused");
-                let answer = RegistrationReply { error, ..RegistrationReply::default() };
+                tracing::warn!(
+                    subject = message.subject.as_str(),
+                    error,
+                    "a registration was refused"
+                );
+                let answer = RegistrationReply {
+                    error,
+                    ..RegistrationReply::default()
+                };
                 let body = serde_json::to_vec(&answer).unwrap_or_default();
                 // A worker that gets no answer asks again.
                 let _ = bus.client.publish(reply, body.into()).await;
@@ -138,9 +172,17 @@ fn read_registration(
 
 async fn take_heartbeats(subjects: Subjects, mut heartbeats: async_nats::Subscriber, queue: Queue) {
     while let Some(message) = heartbeats.next().await {
-        let Some(node) = subjects.parse_node(&message.subject) else { continue };
-        let Ok(heartbeat) = serde_json::from_slice::<Heartbeat>(&message.payload) else { continue };
-        if queue.send(Arrival::Input(Input::Heartbeat { node, heartbeat })).await.is_err() {
+        let Some(node) = subjects.parse_node(&message.subject) else {
+            continue;
+        };
+        let Ok(heartbeat) = serde_json::from_slice::<Heartbeat>(&message.payload) else {
+            continue;
+        };
+        if queue
+            .send(Arrival::Input(Input::Heartbeat { node, heartbeat }))
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -157,10 +199,21 @@ async fn take_requests(
             Ok(message) => message,
             Err(error) => return broken(&queue, format!("the requests ended: {error}")).await,
         };
-        let Ok(sequence) = message.info().map(|info| info.stream_sequence) else { continue };
+        let Ok(sequence) = message.info().map(|info| info.stream_sequence) else {
+            continue;
+        };
         let request = read_request(&subjects, &message.subject, &message.payload);
         let (_, acker) = message.split();
-        if queue.send(Arrival::Request { request, sequence, acker }).await.is_err() {
+        let acker = Box::new(acker);
+        if queue
+            .send(Arrival::Request {
+                request,
+                sequence,
+                acker,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
     }
@@ -170,19 +223,29 @@ async fn take_requests(
 fn read_request(subjects: &Subjects, subject: &str, body: &[u8]) -> Request {
     let Some(verb) = subjects.parse_job(subject) else {
         let message = format!("{subject} is no request");
-        let problems = vec![Problem { path: String::new(), message }];
-        return Request::Unreadable { name: None, problems };
+        let problems = vec![Problem {
+            path: String::new(),
+            message,
+        }];
+        return Request::Unreadable {
+            name: None,
+            problems,
+        };
     };
     if verb == JobVerb::Submit {
         return match manifest::parse(body) {
             Ok(submission) => Request::Submit(Box::new(submission)),
-            Err(rejection) => {
-                Request::Unreadable { name: rejection.name, problems: rejection.problems }
-            }
+            Err(rejection) => Request::Unreadable {
+                name: rejection.name,
+                problems: rejection.problems,
+            },
         };
     }
     match JobCommand::parse(body) {
-        Err(problem) => Request::Unreadable { name: None, problems: vec![problem] },
+        Err(problem) => Request::Unreadable {
+            name: None,
+            problems: vec![problem],
+        },
         Ok(command) => match verb {
             JobVerb::Cancel => Request::Cancel(command.name),
             JobVerb::Delete => Request::Delete(command.name),

@@ -23,8 +23,13 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new() -> Self {
         let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let millis = epoch.map_or(0, |time| i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
-        Self { began: Timestamp::from_millis(millis), since: Instant::now() }
+        let millis = epoch.map_or(0, |time| {
+            i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+        });
+        Self {
+            began: Timestamp::from_millis(millis),
+            since: Instant::now(),
+        }
     }
 
     pub(super) fn now(&self) -> Timestamp {

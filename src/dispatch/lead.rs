@@ -28,7 +28,9 @@ pub(super) struct Permission(Arc<AtomicU64>);
 
 impl Permission {
     pub(super) fn extend_to(&self, until: Option<Duration>) {
-        let millis = until.map_or(0, |until| u64::try_from(until.as_millis()).unwrap_or(u64::MAX));
+        let millis = until.map_or(0, |until| {
+            u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
+        });
         self.0.store(millis, Ordering::Release);
     }
 
@@ -82,7 +84,13 @@ impl Leader {
         let clock = Clock::new();
         let began = std::time::Instant::now();
         let loaded = load(&bus, settings, clock.now()).await.map_err(ended)?;
-        let Loaded { state, revisions, last_task, events, markers } = loaded;
+        let Loaded {
+            state,
+            revisions,
+            last_task,
+            events,
+            markers,
+        } = loaded;
         for marker in markers {
             let bucket = if marker.starts_with(&format!("$KV.{}.", bus.subjects.jobs_bucket())) {
                 bus.subjects.jobs_bucket()
@@ -158,15 +166,27 @@ impl Leader {
     fn read(&mut self, arrival: Arrival) -> Result<Input, Ended> {
         match arrival {
             Arrival::Input(input) => Ok(input),
-            Arrival::Request { request, sequence, acker } => {
+            Arrival::Request {
+                request,
+                sequence,
+                acker,
+            } => {
                 self.performer.requests.insert(sequence, acker);
                 Ok(Input::Request { request, sequence })
             }
-            Arrival::Registered { node, registration, reply } => {
+            Arrival::Registered {
+                node,
+                registration,
+                reply,
+            } => {
                 let token = ReplyToken(self.next_reply);
                 self.next_reply += 1;
                 self.performer.replies.insert(token, reply);
-                Ok(Input::Registered { node, registration, reply: token })
+                Ok(Input::Registered {
+                    node,
+                    registration,
+                    reply: token,
+                })
             }
             Arrival::Broken(reason) => Err(Ended(reason)),
         }

@@ -40,7 +40,9 @@ pub(super) async fn load(
     let mut state = Dispatcher::new(settings);
     let mut feed = |input: Input| state.handle(now, input, &mut Vec::new());
     let events_end = newest(bus, &bus.subjects.events_stream()).await?;
-    feed(Input::EventsEnd { sequence: events_end });
+    feed(Input::EventsEnd {
+        sequence: events_end,
+    });
     let mut markers = Vec::new();
     for entry in bucket(bus, &bus.subjects.nodes_bucket()).await? {
         match entry.value::<NodeRecord>() {
@@ -68,28 +70,45 @@ pub(super) async fn load(
     .await?;
     let job_events = bus.subjects.job_events(None);
     let stream = bus.subjects.events_stream();
-    bus.read_all(&stream, job_events, DeliverPolicy::LastPerSubject, |message| {
-        if let Some(input) = told(&message) {
-            feed(input);
-        }
-    })
+    bus.read_all(
+        &stream,
+        job_events,
+        DeliverPolicy::LastPerSubject,
+        |message| {
+            if let Some(input) = told(&message) {
+                feed(input);
+            }
+        },
+    )
     .await?;
     let start_sequence = state.events_after().min(events_end).saturating_add(1);
     let from = DeliverPolicy::ByStartSequence { start_sequence };
-    let mut events = bus.read(&stream, bus.subjects.task_events(None), from).await?;
+    let mut events = bus
+        .read(&stream, bus.subjects.task_events(None), from)
+        .await?;
     while let Some(message) = events.next_stored().await? {
         if let Some(input) = task_event(&message) {
             state.handle(now, input, &mut Vec::new());
         }
     }
-    Ok(Loaded { state, revisions, last_task, events, markers })
+    Ok(Loaded {
+        state,
+        revisions,
+        last_task,
+        events,
+        markers,
+    })
 }
 
 async fn newest(bus: &Bus, stream: &str) -> Result<u64, ReadError> {
-    let info = bus.jetstream.get_stream(stream).await.map_err(|error| ReadError {
-        stream: stream.to_owned(),
-        reason: error.to_string(),
-    })?;
+    let info = bus
+        .jetstream
+        .get_stream(stream)
+        .await
+        .map_err(|error| ReadError {
+            stream: stream.to_owned(),
+            reason: error.to_string(),
+        })?;
     Ok(info.cached_info().state.last_sequence)
 }
 
@@ -115,15 +134,21 @@ impl Entry {
     }
 
     fn is_marker(&self) -> bool {
-        let operation: Result<Operation, ParseOperationError> =
-            self.message.headers.as_ref().map_or(Ok(Operation::Put), |headers| {
-                headers.get("KV-Operation").map_or(Ok(Operation::Put), |value| value.as_str().parse())
+        let operation: Result<Operation, ParseOperationError> = self
+            .message
+            .headers
+            .as_ref()
+            .map_or(Ok(Operation::Put), |headers| {
+                headers
+                    .get("KV-Operation")
+                    .map_or(Ok(Operation::Put), |value| value.as_str().parse())
             });
         matches!(operation, Ok(Operation::Delete | Operation::Purge))
     }
 
     fn marker(self) -> Option<String> {
-        self.is_marker().then_some(self.message.message.subject.to_string())
+        self.is_marker()
+            .then_some(self.message.message.subject.to_string())
     }
 }
 
@@ -131,9 +156,18 @@ async fn bucket(bus: &Bus, bucket: &str) -> Result<Vec<Entry>, ReadError> {
     let mut entries = Vec::new();
     let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.>"));
     bus.read_all(&stream, filter, DeliverPolicy::LastPerSubject, |message| {
-        let key = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+        let key = message
+            .subject
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let revision = message.info().map_or(0, |info| info.stream_sequence);
-        entries.push(Entry { key, message, revision });
+        entries.push(Entry {
+            key,
+            message,
+            revision,
+        });
     })
     .await?;
     Ok(entries)
@@ -145,20 +179,31 @@ fn released(bus: &Bus, message: &Message) -> Option<Input> {
     // A message nobody can read belongs to no run, and is withdrawn as one of a run that is over.
     let run = serde_json::from_slice::<PullTask>(&message.payload)
         .map(|task| task.run)
-        .unwrap_or_else(|_| crate::wire::task::Run { uid: String::new(), generation: 0, round: 0 });
+        .unwrap_or_else(|_| crate::wire::task::Run {
+            uid: String::new(),
+            generation: 0,
+            round: 0,
+        });
     Some(Input::Released { key, run, sequence })
 }
 
 fn told(message: &Message) -> Option<Input> {
     let event: Event<JobEvent> = serde_json::from_slice(&message.payload).ok()?;
-    Some(Input::JobEventTold { job: event.data.job?, kind: event.data.event, id: event.id })
+    Some(Input::JobEventTold {
+        job: event.data.job?,
+        kind: event.data.event,
+        id: event.id,
+    })
 }
 
 /// Reads one event about a pull. What cannot be read is no fact, and is said in the log.
 pub(super) fn task_event(message: &Message) -> Option<Input> {
     let sequence = message.info().ok()?.stream_sequence;
     match serde_json::from_slice::<Event<TaskEvent>>(&message.payload) {
-        Ok(event) => Some(Input::TaskEvent { event: Box::new(event.data), sequence }),
+        Ok(event) => Some(Input::TaskEvent {
+            event: Box::new(event.data),
+            sequence,
+        }),
         Err(error) => {
             let subject = message.subject.as_str();
             tracing::warn!(subject, sequence, %error, "an event cannot be read; it is passed over");

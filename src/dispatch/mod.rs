@@ -34,5 +34,6 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod welcome;
 
 pub use input::{Effect, Input, Pause, ReplyToken, Request};

@@ -6,31 +6,30 @@
 //! sequence they expect.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::pull::Config as PullConfig;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
-use async_nats::jetstream::context::{ConsumerInfoErrorKind, PublishAckFuture};
+use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::message::{Acker, PublishMessage};
 use async_nats::jetstream::stream::Stream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::arrivals::Arrival;
 use super::input::{Effect, Input, ReplyToken};
 use super::resolve::Resolver;
+use super::welcome::Welcomer;
 use crate::bus::Bus;
+use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
-use crate::wire::event::{CONTENT_TYPE, Event};
+use crate::domain::time::Timestamp;
+use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent};
+use crate::wire::record::NodeRecord;
 use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
-use crate::wire::worker::{ACK_WAIT_SECONDS, RegistrationReply, Revocation};
+use crate::wire::worker::Revocation;
 
 /// Messages sent and not yet confirmed by the broker.
 const MAX_UNCONFIRMED: usize = 1_024;
-/// Consumers made at once, so that a fleet that registers does not flood the broker's API.
-const WELCOMES_AT_ONCE: usize = 64;
 
 /// Why an effect could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +41,10 @@ pub(super) struct PerformError {
 
 impl PerformError {
     fn new(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self { what: what.into(), reason: reason.to_string() }
+        Self {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -50,8 +52,15 @@ type Done<T = ()> = Result<T, PerformError>;
 
 /// A message on its way.
 enum Unconfirmed {
-    Release { key: PullKey, run: Run, ack: PublishAckFuture },
-    Other { what: String, ack: PublishAckFuture },
+    Release {
+        key: PullKey,
+        run: Run,
+        ack: PublishAckFuture,
+    },
+    Other {
+        what: String,
+        ack: PublishAckFuture,
+    },
 }
 
 pub(super) struct Performer {
@@ -61,11 +70,11 @@ pub(super) struct Performer {
     last_task: u64,
     unconfirmed: Vec<Unconfirmed>,
     pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
-    pub(super) requests: HashMap<u64, Acker>,
+    pub(super) requests: HashMap<u64, Box<Acker>>,
     resolver: Resolver,
     arrivals: mpsc::Sender<Arrival>,
     background: JoinSet<()>,
-    welcomes: Arc<Semaphore>,
+    welcomer: Welcomer,
     source: String,
 }
 
@@ -80,6 +89,7 @@ impl Performer {
         let tasks = bus.jetstream.get_stream_no_info(&name).await;
         let tasks = tasks.map_err(|error| PerformError::new(format!("stream {name}"), error))?;
         let source = format!("/{}/dispatcher", bus.subjects.prefix());
+        let welcomer = Welcomer::new(bus.clone(), tasks.clone());
         Ok(Self {
             bus,
             tasks,
@@ -91,7 +101,7 @@ impl Performer {
             resolver,
             arrivals,
             background: JoinSet::new(),
-            welcomes: Arc::new(Semaphore::new(WELCOMES_AT_ONCE)),
+            welcomer,
             source,
         })
     }
@@ -114,48 +124,40 @@ impl Performer {
         match effect {
             Effect::PutRecord(record) => {
                 let name = record.metadata.name.clone();
-                self.write_record(&name, encode(&record)?, HeaderMap::new()).await
-            }
-            Effect::DeleteRecord(name) => self.delete_record(name).await,
-            Effect::PutNode(record) => {
-                let key = kv_subject(&self.bus.subjects.nodes_bucket(), &record.name.token());
-                let body = encode(&record)?;
-                self.send(format!("the record of node {}", record.name), key, HeaderMap::new(), body)
+                self.write_record(&name, encode(&record)?, HeaderMap::new())
                     .await
             }
+            Effect::DeleteRecord(name) => self.delete_record(name).await,
+            Effect::PutNode(record) => self.put_node(&record).await,
             Effect::DeleteNode(name) => self.delete_node(&name).await,
-            Effect::TellJob { id, time, event } => {
-                let subject =
-                    self.bus.subjects.job_event(event.job.as_ref(), event.event.token());
-                let about = event.job.as_ref().map_or_else(String::new, ToString::to_string);
-                let kind = format!("job.{}", event.event.token());
-                let event = Event::new(&kind, id, self.source.clone(), about, time, *event);
-                self.tell(subject, &event).await
-            }
-            Effect::TellNode { id, time, event } => {
-                let subject = self.bus.subjects.node_event(&event.node, event.event.token());
-                let kind = format!("node.{}", event.event.token());
-                let about = event.node.to_string();
-                let event = Event::new(&kind, id, self.source.clone(), about, time, *event);
-                self.tell(subject, &event).await
-            }
+            Effect::TellJob { id, time, event } => self.tell_job(id, time, *event).await,
+            Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.purge(self.bus.subjects.tasks_of_job(&name)).await,
             Effect::WithdrawNode(name) => self.purge(self.bus.subjects.tasks_of_node(&name)).await,
             Effect::WithdrawPull(key) => self.purge(self.bus.subjects.task(&key)).await,
             Effect::Revoke { node, pulls } => self.revoke(&node, pulls).await,
-            Effect::Resolve { job, run, images, pull_secrets } => {
-                let (resolver, arrivals) = (self.resolver.clone(), self.arrivals.clone());
-                self.background.spawn(async move {
-                    let images = resolver.resolve(images, &pull_secrets).await;
-                    let resolved = Arrival::Input(Input::Resolved { job, run, images });
-                    // Nobody listens any more: the next leader asks again.
-                    let _ = arrivals.send(resolved).await;
-                });
+            Effect::Resolve {
+                job,
+                run,
+                images,
+                pull_secrets,
+            } => {
+                self.resolve(job, run, images, pull_secrets);
                 Ok(())
             }
-            Effect::Welcome { node, remake, start, reply } => {
-                self.welcome(node, remake, start, reply);
+            Effect::Welcome {
+                node,
+                remake,
+                start,
+                reply,
+            } => {
+                if let Some(reply) = self.replies.remove(&reply) {
+                    // Made aside: what is released meanwhile lies after its start.
+                    let start = start.unwrap_or(self.last_task + 1);
+                    self.welcomer
+                        .welcome(&mut self.background, node, remake, start, reply);
+                }
                 Ok(())
             }
             Effect::Acknowledge { sequence } => match self.requests.remove(&sequence) {
@@ -177,7 +179,11 @@ impl Performer {
                         PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
                     })?;
                     self.last_task = self.last_task.max(ack.sequence);
-                    known.push(Input::Released { key, run, sequence: ack.sequence });
+                    known.push(Input::Released {
+                        key,
+                        run,
+                        sequence: ack.sequence,
+                    });
                 }
                 Unconfirmed::Other { what, ack } => {
                     ack.await.map_err(|error| PerformError::new(what, error))?;
@@ -187,7 +193,13 @@ impl Performer {
         Ok(())
     }
 
-    async fn send(&mut self, what: String, subject: String, headers: HeaderMap, body: Vec<u8>) -> Done {
+    async fn send(
+        &mut self,
+        what: String,
+        subject: String,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Done {
         match self.bus.store(subject, headers, body.into()).await {
             Ok(ack) => {
                 self.unconfirmed.push(Unconfirmed::Other { what, ack });
@@ -202,7 +214,52 @@ impl Performer {
         headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
         headers.insert("Content-Type", CONTENT_TYPE);
         let body = encode(event)?;
-        self.send(format!("event {}", event.kind), subject, headers, body).await
+        self.send(format!("event {}", event.kind), subject, headers, body)
+            .await
+    }
+
+    async fn put_node(&mut self, record: &NodeRecord) -> Done {
+        let key = kv_subject(&self.bus.subjects.nodes_bucket(), &record.name.token());
+        let what = format!("the record of node {}", record.name);
+        self.send(what, key, HeaderMap::new(), encode(record)?)
+            .await
+    }
+
+    async fn tell_job(&mut self, id: String, time: Timestamp, event: JobEvent) -> Done {
+        let token = event.event.token();
+        let subject = self.bus.subjects.job_event(event.job.as_ref(), token);
+        let about = event
+            .job
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string);
+        let kind = format!("job.{token}");
+        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
+        self.tell(subject, &event).await
+    }
+
+    async fn tell_node(&mut self, id: String, time: Timestamp, event: NodeEvent) -> Done {
+        let token = event.event.token();
+        let subject = self.bus.subjects.node_event(&event.node, token);
+        let (kind, about) = (format!("node.{token}"), event.node.to_string());
+        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
+        self.tell(subject, &event).await
+    }
+
+    /// Asks aside; the answer arrives like everything else.
+    fn resolve(
+        &mut self,
+        job: JobName,
+        run: Run,
+        images: Vec<ImageRef>,
+        pull_secrets: Vec<String>,
+    ) {
+        let (resolver, arrivals) = (self.resolver.clone(), self.arrivals.clone());
+        self.background.spawn(async move {
+            let images = resolver.resolve(images, &pull_secrets).await;
+            let resolved = Arrival::Input(Input::Resolved { job, run, images });
+            // Nobody listens any more: the next leader asks again.
+            let _ = arrivals.send(resolved).await;
+        });
     }
 
     async fn release(&mut self, task: PullTask) -> Done {
@@ -211,10 +268,19 @@ impl Performer {
             .expected_last_subject_sequence(0)
             .payload(encode(&task)?.into());
         let subject = self.bus.subjects.task(&key);
-        let ack = self.bus.jetstream.send_publish(subject, message).await.map_err(|error| {
-            PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
-        })?;
-        self.unconfirmed.push(Unconfirmed::Release { key, run: task.run, ack });
+        let ack = self
+            .bus
+            .jetstream
+            .send_publish(subject, message)
+            .await
+            .map_err(|error| {
+                PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
+            })?;
+        self.unconfirmed.push(Unconfirmed::Release {
+            key,
+            run: task.run,
+            ack,
+        });
         Ok(())
     }
 
@@ -229,7 +295,9 @@ impl Performer {
         let subject = kv_subject(&self.bus.subjects.jobs_bucket(), &name.token());
         let sent = self.bus.jetstream.send_publish(subject, message).await;
         let ack = sent.map_err(|error| PerformError::new(what(), error))?;
-        let ack = ack.await.map_err(|error| PerformError::new(what(), error))?;
+        let ack = ack
+            .await
+            .map_err(|error| PerformError::new(what(), error))?;
         self.revisions.insert(name.clone(), ack.sequence);
         Ok(())
     }
@@ -247,7 +315,10 @@ impl Performer {
     async fn delete_node(&mut self, name: &NodeName) -> Done {
         let bucket = self.bus.subjects.nodes_bucket();
         let key = kv_subject(&bucket, &name.token());
-        let ack = self.bus.store(key.clone(), deletion(), Vec::new().into()).await;
+        let ack = self
+            .bus
+            .store(key.clone(), deletion(), Vec::new().into())
+            .await;
         let what = || format!("forgetting node {name}");
         ack.map_err(|error| PerformError::new(what(), error))?
             .await
@@ -261,41 +332,20 @@ impl Performer {
 
     async fn purge(&self, filter: String) -> Done {
         let purged = self.tasks.purge().filter(&filter).await;
-        let purged = purged.map_err(|error| PerformError::new(format!("withdrawing {filter}"), error))?;
+        let purged =
+            purged.map_err(|error| PerformError::new(format!("withdrawing {filter}"), error))?;
         tracing::debug!(filter, messages = purged.purged, "withdrew tasks");
         Ok(())
     }
 
     async fn revoke(&self, node: &NodeName, pulls: Vec<crate::wire::worker::PullId>) -> Done {
         let body = encode(&Revocation { pulls })?;
-        let sent = self.bus.client.publish(self.bus.subjects.revoke(node), body.into()).await;
+        let sent = self
+            .bus
+            .client
+            .publish(self.bus.subjects.revoke(node), body.into())
+            .await;
         sent.map_err(|error| PerformError::new(format!("revoking pulls of {node}"), error))
-    }
-
-    /// Makes the consumer aside: what is released meanwhile lies after its start.
-    fn welcome(&mut self, node: NodeName, remake: bool, start: Option<u64>, reply: ReplyToken) {
-        let Some(reply) = self.replies.remove(&reply) else { return };
-        let start = start.unwrap_or(self.last_task + 1);
-        let (bus, tasks, welcomes) = (self.bus.clone(), self.tasks.clone(), self.welcomes.clone());
-        self.background.spawn(async move {
-            // The semaphore is never closed.
-            let _permit = welcomes.acquire().await;
-            let answer = match make_consumer(&bus, &tasks, &node, remake, start).await {
-                Ok(()) => RegistrationReply {
-                    stream: bus.subjects.tasks_stream(),
-                    consumer: node.token(),
-                    error: String::new(),
-                },
-                Err(error) => {
-                    tracing::warn!(%node, %error, "the node's consumer was not made");
-                    RegistrationReply { error: error.to_string(), ..RegistrationReply::default() }
-                }
-            };
-            if let Ok(body) = encode(&answer) {
-                // A worker that gets no answer asks again.
-                let _ = bus.client.publish(reply, body.into()).await;
-            }
-        });
     }
 }
 
@@ -336,44 +386,17 @@ fn deletion() -> HeaderMap {
 
 /// Removes every trace of a bucket's key.
 pub(super) async fn purge_subject(bus: &Bus, bucket: &str, subject: &str) -> Done {
-    let failed = |error: &dyn std::fmt::Display| PerformError::new(format!("removing {subject}"), error);
-    let stream = bus.jetstream.get_stream_no_info(format!("KV_{bucket}")).await;
+    let failed =
+        |error: &dyn std::fmt::Display| PerformError::new(format!("removing {subject}"), error);
+    let stream = bus
+        .jetstream
+        .get_stream_no_info(format!("KV_{bucket}"))
+        .await;
     let stream = stream.map_err(|error| failed(&error))?;
-    stream.purge().filter(subject).await.map_err(|error| failed(&error))?;
-    Ok(())
-}
-
-async fn make_consumer(
-    bus: &Bus,
-    tasks: &Stream<()>,
-    node: &NodeName,
-    remake: bool,
-    start_sequence: u64,
-) -> Done {
-    let name = node.token();
-    let what = || format!("making the consumer of {node}");
-    if remake {
-        // There may be none: then there is nothing in the way.
-        let _ = tasks.delete_consumer(&name).await;
-    } else {
-        match tasks.consumer_info(&name).await {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {}
-            Err(error) => return Err(PerformError::new(what(), error)),
-        }
-    }
-    let config = PullConfig {
-        durable_name: Some(name),
-        description: Some(format!("prewarm: the tasks of node {node}")),
-        filter_subject: bus.subjects.tasks_of_node(node),
-        ack_policy: AckPolicy::Explicit,
-        ack_wait: std::time::Duration::from_secs(ACK_WAIT_SECONDS),
-        max_deliver: -1,
-        memory_storage: true,
-        num_replicas: 1,
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
-        ..PullConfig::default()
-    };
-    tasks.create_consumer(config).await.map_err(|error| PerformError::new(what(), error))?;
+    stream
+        .purge()
+        .filter(subject)
+        .await
+        .map_err(|error| failed(&error))?;
     Ok(())
 }

@@ -26,7 +26,10 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new(registry: Option<Registry>) -> Self {
-        Self { registry, jobs: Arc::new(Semaphore::new(JOBS_AT_ONCE)) }
+        Self {
+            registry,
+            jobs: Arc::new(Semaphore::new(JOBS_AT_ONCE)),
+        }
     }
 
     /// An answer for each image, in order. Never fails: what cannot be resolved says why.
@@ -37,13 +40,22 @@ impl Resolver {
     ) -> Vec<ResolvedImage> {
         // The semaphore is never closed.
         let _permit = self.jobs.acquire().await;
-        let answers = images.into_iter().map(|image| self.resolve_one(image, pull_secrets));
-        futures::stream::iter(answers).buffered(AT_ONCE_PER_JOB).collect().await
+        let answers = images
+            .into_iter()
+            .map(|image| self.resolve_one(image, pull_secrets));
+        futures::stream::iter(answers)
+            .buffered(AT_ONCE_PER_JOB)
+            .collect()
+            .await
     }
 
     async fn resolve_one(&self, image: ImageRef, pull_secrets: &[String]) -> ResolvedImage {
         if let Some(digest) = image.digest().cloned() {
-            return ResolvedImage { image, digest: Some(digest), problem: None };
+            return ResolvedImage {
+                image,
+                digest: Some(digest),
+                problem: None,
+            };
         }
         let answer = match &self.registry {
             None => Err("the dispatcher was given no access to registries".to_owned()),
@@ -60,10 +72,18 @@ impl Resolver {
             }
         };
         match answer {
-            Ok(digest) => ResolvedImage { image, digest: Some(digest), problem: None },
+            Ok(digest) => ResolvedImage {
+                image,
+                digest: Some(digest),
+                problem: None,
+            },
             Err(problem) => {
                 tracing::warn!(%image, problem, "the tag was not resolved; each node resolves it for itself");
-                ResolvedImage { image, digest: None, problem: Some(problem) }
+                ResolvedImage {
+                    image,
+                    digest: None,
+                    problem: Some(problem),
+                }
             }
         }
     }

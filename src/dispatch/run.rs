@@ -124,7 +124,10 @@ impl Keeper {
             if self.handle(input).await {
                 return;
             }
-            let wait = self.lease.next_deadline().map(|at| at.saturating_sub(uptime()));
+            let wait = self
+                .lease
+                .next_deadline()
+                .map(|at| at.saturating_sub(uptime()));
             input = tokio::select! {
                 Some(answer) = inbox.recv() => answer,
                 () = sleep(wait) => Input::Tick,
@@ -168,7 +171,11 @@ impl Keeper {
     {
         let answer = request(self.bus.clone());
         let (answers, limit) = (self.answers.clone(), self.lease.request_limit());
-        let late = if self.lease.is_looking() { Input::NotLooked } else { Input::Unclear };
+        let late = if self.lease.is_looking() {
+            Input::NotLooked
+        } else {
+            Input::Unclear
+        };
         tokio::spawn(async move {
             let answer = tokio::time::timeout(limit, answer).await.unwrap_or(late);
             // The keeper is gone: nobody waits for the answer.
@@ -190,10 +197,15 @@ impl Keeper {
 
     /// Ends the leadership and waits for what is on its way, but no longer than the lease allows.
     async fn end(&mut self) {
-        let Some(leadership) = self.leadership.take() else { return };
+        let Some(leadership) = self.leadership.take() else {
+            return;
+        };
         leadership.yielded.cancel();
         let mut task = leadership.task;
-        if tokio::time::timeout(self.settings.lease / 2, &mut task).await.is_err() {
+        if tokio::time::timeout(self.settings.lease / 2, &mut task)
+            .await
+            .is_err()
+        {
             task.abort();
         }
         tracing::info!("no longer leading");
@@ -225,7 +237,9 @@ async fn sleep(wait: Option<Duration>) {
 
 /// Waits until the leadership, if there is one, has ended by itself.
 async fn ending(leadership: &mut Option<Leadership>) -> String {
-    let Some(current) = leadership else { return std::future::pending().await };
+    let Some(current) = leadership else {
+        return std::future::pending().await;
+    };
     let ended = match (&mut current.task).await {
         Ok(Ok(())) => "it was told to".to_owned(),
         Ok(Err(ended)) => ended.to_string(),
@@ -237,17 +251,27 @@ async fn ending(leadership: &mut Option<Leadership>) -> String {
 
 async fn look(bus: Bus) -> Input {
     let bucket = bus.subjects.leases_bucket();
-    let Ok(stream) = bus.jetstream.get_stream_no_info(format!("KV_{bucket}")).await else {
+    let Ok(stream) = bus
+        .jetstream
+        .get_stream_no_info(format!("KV_{bucket}"))
+        .await
+    else {
         return Input::NotLooked;
     };
     let subject = format!("$KV.{bucket}.{LEASE_KEY}");
     match stream.get_last_raw_message_by_subject(&subject).await {
         Ok(message) => {
-            let operation = message.headers.get("KV-Operation").map(|value| value.as_str().parse());
+            let operation = message
+                .headers
+                .get("KV-Operation")
+                .map(|value| value.as_str().parse());
             let deleted = matches!(operation, Some(Ok(Operation::Delete | Operation::Purge)));
             let holder = String::from_utf8(message.payload.to_vec()).ok();
             let holder = holder.filter(|holder| !deleted && !holder.is_empty());
-            Input::Looked(Some(Entry { revision: message.sequence, holder }))
+            Input::Looked(Some(Entry {
+                revision: message.sequence,
+                holder,
+            }))
         }
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
             Input::Looked(None)
@@ -267,7 +291,9 @@ async fn write(bus: Bus, expected: u64, holder: Option<String>) -> Input {
         Err(error) => Err(error),
     };
     match answer {
-        Ok(ack) => Input::Written { revision: ack.sequence },
+        Ok(ack) => Input::Written {
+            revision: ack.sequence,
+        },
         Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Input::Refused,
         Err(_) => Input::Unclear,
     }
