@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(lookup(&tagged), "docker.io/library/nginx:1");
         let both: ImageRef = format!("nginx:1@{target}").parse().unwrap();
         let digest_name = format!("docker.io/library/nginx@{target}");
-        assert_eq!(all(&both, &target, None), [digest_name.clone()]);
         assert_eq!(lookup(&both), digest_name);
+        assert_eq!(all(&both, &target, None), [digest_name]);
     }
 }

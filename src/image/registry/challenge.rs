@@ -71,9 +71,7 @@ fn parameters(text: &str) -> (Vec<(String, String)>, &str) {
     let mut found = Vec::new();
     let mut rest = text.trim_start_matches([' ', ',', '\t']);
     loop {
-        let name_len = rest
-            .find(|c: char| matches!(c, '=' | ' ' | ',' | '"'))
-            .unwrap_or(rest.len());
+        let name_len = rest.find(['=', ' ', ',', '"']).unwrap_or(rest.len());
         let after = rest[name_len..].trim_start();
         let Some(after) = after.strip_prefix('=').filter(|_| name_len > 0) else {
             return (found, rest);

@@ -186,10 +186,10 @@ mod tests {
 
     #[test]
     fn the_registrys_words_are_quoted_and_cut() {
-        let body = format!(
-            r#"{{"errors":[{{"code":"DENIED","message":"no\nway{}"}}]}}"#.replace("\\n", "\\u000a"),
-            "y".repeat(400)
-        );
+        let body = serde_json::json!({
+            "errors": [{"code": "DENIED", "message": format!("no\nway{}", "y".repeat(400))}]
+        })
+        .to_string();
         let failure = of_status(
             StatusCode::FORBIDDEN,
             &headers(&[]),

@@ -46,41 +46,7 @@ pub(super) async fn fetch(
     credential: Option<&Credential>,
 ) -> Result<Token, Failure> {
     let what = format!("token server {}", realm.host_str().unwrap_or_default());
-    let request = match credential {
-        Some(Credential::Identity(secret)) => {
-            let fields = [
-                ("grant_type", "refresh_token"),
-                ("refresh_token", secret),
-                ("service", service.unwrap_or_default()),
-                ("client_id", CLIENT_ID),
-                ("scope", scope),
-            ];
-            client
-                .post(realm)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form(&fields))
-        }
-        credential => {
-            let mut url = realm;
-            {
-                let mut query = url.query_pairs_mut();
-                if let Some(service) = service {
-                    query.append_pair("service", service);
-                }
-                for scope in scope.split(' ') {
-                    query.append_pair("scope", scope);
-                }
-            }
-            let request = client.get(url);
-            match credential {
-                Some(Credential::Password { user, password }) => {
-                    request.header(AUTHORIZATION, basic(user, password))
-                }
-                _ => request,
-            }
-        }
-    };
-    let response = request
+    let response = request(client, realm, service, scope, credential)
         .send()
         .await
         .map_err(|error| failure::of_transport(error, &what))?;
@@ -115,6 +81,49 @@ pub(super) async fn fetch(
         value,
         lifetime: lifetime * USED_LIFETIME_PERCENT / 100,
     })
+}
+
+fn request(
+    client: &reqwest::Client,
+    realm: Url,
+    service: Option<&str>,
+    scope: &str,
+    credential: Option<&Credential>,
+) -> reqwest::RequestBuilder {
+    match credential {
+        Some(Credential::Identity(secret)) => {
+            let fields = [
+                ("grant_type", "refresh_token"),
+                ("refresh_token", secret),
+                ("service", service.unwrap_or_default()),
+                ("client_id", CLIENT_ID),
+                ("scope", scope),
+            ];
+            client
+                .post(realm)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form(&fields))
+        }
+        credential => {
+            let mut url = realm;
+            {
+                let mut query = url.query_pairs_mut();
+                if let Some(service) = service {
+                    query.append_pair("service", service);
+                }
+                for scope in scope.split(' ') {
+                    query.append_pair("scope", scope);
+                }
+            }
+            let request = client.get(url);
+            match credential {
+                Some(Credential::Password { user, password }) => {
+                    request.header(AUTHORIZATION, basic(user, password))
+                }
+                _ => request,
+            }
+        }
+    }
 }
 
 /// `application/x-www-form-urlencoded`, which is what a URL's query is written in.
