@@ -105,8 +105,6 @@ pub(super) struct Hand {
 /// How a delivered run stands to the one in hand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Succession {
-    /// It is the same run.
-    Same,
     /// It comes after the one in hand.
     Later,
     /// It came before the one in hand.
@@ -115,16 +113,15 @@ pub(super) enum Succession {
     Stranger,
 }
 
-/// Compares a delivered run with the one in hand.
+/// Compares a delivered run with another one in hand.
 pub(super) fn succession(delivered: &Run, in_hand: &Run) -> Succession {
-    use std::cmp::Ordering;
     if delivered.uid != in_hand.uid {
         return Succession::Stranger;
     }
-    match (delivered.generation, delivered.round).cmp(&(in_hand.generation, in_hand.round)) {
-        Ordering::Less => Succession::Earlier,
-        Ordering::Equal => Succession::Same,
-        Ordering::Greater => Succession::Later,
+    if (delivered.generation, delivered.round) < (in_hand.generation, in_hand.round) {
+        Succession::Earlier
+    } else {
+        Succession::Later
     }
 }
 

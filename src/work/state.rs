@@ -5,32 +5,33 @@
 //! loses, a redelivery brings back.
 
 pub mod attempt;
+mod delivery;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 pub use super::effect::{
     ConsumerName, DeliveryToken, Effect, EventToStore, Note, PullHandle, StoreHandle,
 };
-use super::hand::{Hand, Held, Stage, Succession, pull_id, succession};
+use super::hand::{Hand, Held, Stage};
 pub use super::input::{FetchEnd, Input};
-use super::memory::{Memory, REVOCATION_MEMORY};
+use super::memory::Memory;
 use super::registration::Registration;
 use super::retry::Jitter;
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::time::Timestamp;
-use crate::wire::task::PullTask;
 use crate::wire::worker::{ACK_WAIT_SECONDS, HEARTBEAT_SECONDS, Heartbeat, PullId};
 
 /// How long a pull may go on after `Stop`, unless a setting says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(20);
 /// How long no tasks are asked for after the broker refused to be asked.
 pub const FETCH_PAUSE: Duration = Duration::from_secs(1);
+/// Between two heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECONDS);
 /// In-progress acks within one ack wait: two may be lost before the broker delivers the task again.
 const ACKS_PER_WAIT: u32 = 3;
 
@@ -224,113 +225,6 @@ impl WorkerState {
         self.handles
     }
 
-    fn delivered(
-        &mut self,
-        now: Timestamp,
-        token: DeliveryToken,
-        task: Arc<PullTask>,
-        deliveries: u32,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.outstanding = self.outstanding.saturating_sub(1);
-        let id = pull_id(&task);
-        if task.node != self.settings.node {
-            effects.push(Effect::Ack(token));
-            let node = task.node.clone();
-            effects.push(Effect::Note(Note::ForAnotherNode { pull: id, node }));
-            return;
-        }
-        if self.phase != Phase::Serving {
-            effects.push(Effect::Nak { token, delay: None });
-            effects.push(Effect::Note(Note::Stopping(id)));
-            return;
-        }
-        if let Some(left) = self.memory.revoked(&id, now) {
-            effects.push(Effect::Nak {
-                token,
-                delay: Some(left),
-            });
-            effects.push(Effect::Note(Note::RevokedBefore(id)));
-            return;
-        }
-        if let Some(position) = self.hand.position(&id)
-            && !self.gives_way(position, token, &id, effects)
-        {
-            return;
-        }
-        if self.slots_taken() >= self.settings.capacity {
-            effects.push(Effect::Nak { token, delay: None });
-            effects.push(Effect::Note(Note::NoSlot(id)));
-            return;
-        }
-        let attempt = deliveries.max(self.memory.attempts(&id).saturating_add(1));
-        self.hand.held.push(Held {
-            id,
-            task,
-            token,
-            attempt,
-            in_progress_at: now.after(self.settings.ack_wait / ACKS_PER_WAIT),
-            stage: Stage::Waiting,
-        });
-    }
-
-    /// Whether the task in hand, of the same job and image as `delivered`, was taken out for it.
-    fn gives_way(
-        &mut self,
-        position: usize,
-        token: DeliveryToken,
-        delivered: &PullId,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let succession = succession(&delivered.run, &self.hand.held[position].id.run);
-        match succession {
-            Succession::Same => {
-                self.hand.held[position].token = token;
-                return false;
-            }
-            Succession::Earlier => {
-                effects.push(Effect::Ack(token));
-                effects.push(Effect::Note(Note::Outdated(delivered.clone())));
-                return false;
-            }
-            Succession::Later | Succession::Stranger => {}
-        }
-        let (held, to_cancel) = self.hand.release(position);
-        effects.extend(to_cancel.map(Effect::CancelPull));
-        effects.push(match succession {
-            Succession::Stranger => Effect::Nak {
-                // If it was the newer one after all, its message is still there and comes again, and
-                // this time the older one gives way, whose message is not.
-                token: held.token,
-                delay: None,
-            },
-            _ => Effect::Ack(held.token),
-        });
-        effects.push(Effect::Note(Note::Superseded {
-            pull: held.id,
-            by: delivered.run.clone(),
-        }));
-        true
-    }
-
-    /// Puts revoked pulls back rather than acking them. The dispatcher has withdrawn their messages, so
-    /// nothing comes again; but if it has released one anew meanwhile, an ack would lose that one.
-    fn revoked(&mut self, now: Timestamp, pulls: Vec<PullId>, effects: &mut Vec<Effect>) {
-        for id in pulls {
-            let in_hand = self.hand.held.iter().position(|held| held.id == id);
-            if let Some(position) = in_hand {
-                let (held, to_cancel) = self.hand.release(position);
-                effects.extend(to_cancel.map(Effect::CancelPull));
-                effects.push(Effect::Nak {
-                    token: held.token,
-                    delay: Some(REVOCATION_MEMORY),
-                });
-                effects.push(Effect::Note(Note::Revoked(held.id)));
-            }
-            self.memory.revoke(id, now);
-        }
-    }
-
     fn registered(&mut self, now: Timestamp, consumer: ConsumerName) {
         let moved = self.registration.consumer() != Some(&consumer);
         if self
@@ -340,7 +234,7 @@ impl WorkerState {
             if moved {
                 self.outstanding = 0;
             }
-            if self.heartbeat_at.is_none() {
+            if self.heartbeat_at.is_none() && self.phase == Phase::Serving {
                 self.heartbeat_at = Some(now.after(HEARTBEAT));
             }
         }
@@ -439,5 +333,3 @@ impl WorkerState {
         }
     }
 }
-
-const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECONDS);

@@ -190,7 +190,7 @@ impl WorkerState {
         then: Answer,
         effects: &mut Vec<Effect>,
     ) {
-        let event = self.to_store(now, event);
+        let event = self.stamped(now, event);
         effects.push(Effect::Store(Arc::clone(&event)));
         self.hand.held[position].stage = Stage::Storing {
             event,
@@ -259,10 +259,10 @@ impl WorkerState {
 
     fn event(&mut self, now: Timestamp, position: usize, state: PullState) -> Arc<EventToStore> {
         let event = self.describe(position, state);
-        self.to_store(now, event)
+        self.stamped(now, event)
     }
 
-    fn to_store(&mut self, now: Timestamp, event: TaskEvent) -> Arc<EventToStore> {
+    fn stamped(&mut self, now: Timestamp, event: TaskEvent) -> Arc<EventToStore> {
         let store = StoreHandle(self.next_handle());
         Arc::new(EventToStore {
             store,
