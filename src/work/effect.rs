@@ -101,6 +101,8 @@ pub enum Effect {
         /// Not before this has passed; `None` means at once.
         delay: Option<Duration>,
     },
+    /// Another delivery of the same task took this one's place: it is never answered.
+    Forget(DeliveryToken),
     /// The task is in good hands: the broker's ack wait starts anew.
     InProgress(DeliveryToken),
     /// Say that the node lives.

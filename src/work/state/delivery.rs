@@ -32,7 +32,8 @@ impl WorkerState {
         if let Some(same) = position
             && self.hand.held[same].id == id
         {
-            self.hand.held[same].token = token;
+            let held = &mut self.hand.held[same];
+            effects.push(Effect::Forget(std::mem::replace(&mut held.token, token)));
             return;
         }
         if self.phase != Phase::Serving {

@@ -220,9 +220,6 @@ impl World {
         if met.len() > 1 {
             may_ack = met;
         }
-        if self.state.holding().contains(&id) {
-            self.open.retain(|_, other| *other != id);
-        }
         self.open.insert(token, id);
         self.input(
             Input::Delivered {
@@ -329,6 +326,11 @@ impl World {
             }
             Effect::Nak { token, .. } => {
                 self.open.remove(&token).expect("nacked what was not open");
+            }
+            Effect::Forget(token) => {
+                let id = self.open.remove(&token).expect("forgot what was not open");
+                let again = self.open.values().any(|other| *other == id);
+                assert!(again, "forgot what was not delivered again");
             }
             Effect::InProgress(token) => assert!(self.open.contains_key(&token)),
             Effect::Heartbeat(beat) => {

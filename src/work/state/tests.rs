@@ -470,10 +470,11 @@ fn everything_in_hand_is_kept_by_in_progress_acks() {
 #[test]
 fn a_task_that_comes_again_while_in_hand_is_answered_once_by_its_last_delivery() {
     let mut worker = Worker::new(2);
-    let (_, pull) = worker.start(&task("a", "nginx"));
+    let (first, pull) = worker.start(&task("a", "nginx"));
     let (again, effects) = worker.deliver(&task("a", "nginx"), 2);
+    assert_eq!(effects[0], Effect::Forget(first));
     assert_eq!(fetched(&effects), 1, "it took no second slot");
-    assert_eq!(effects.len(), 1);
+    assert_eq!(effects.len(), 2);
     let event = told(&worker.succeed(pull));
     assert_eq!(event.event.attempt, 1);
     assert_eq!(
