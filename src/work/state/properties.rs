@@ -120,10 +120,9 @@ impl World {
                 expires,
                 deliveries,
             } => {
-                let mut task = task(
-                    ["a", "b", "c"][usize::from(job)],
-                    ["nginx", "redis", "busybox"][usize::from(image)],
-                );
+                let job = ["a", "b", "c"][usize::from(job)];
+                let image = ["nginx", "redis", "busybox"][usize::from(image)];
+                let mut task = task(job, image);
                 task.run.round = u32::from(run % 2) + 1;
                 task.run.uid = ["u", "v"][usize::from(run / 2)].to_owned();
                 task.priority = i32::from(priority);
@@ -143,64 +142,74 @@ impl World {
                 }
             }
             Step::Junk { foreign } => self.junk(foreign),
-            Step::PullEnds { which, result } => {
-                let pulls: Vec<_> = self.pulls.keys().copied().collect();
-                if let Some(pull) = pick(&pulls, which) {
-                    self.pulls.remove(&pull);
-                    let result =
-                        result.map_or_else(|| Ok(pulled()), |kind| Err(Failure::new(kind, "no")));
-                    self.input(Input::PullEnded { pull, result }, &BTreeSet::new());
-                }
-            }
             Step::StoreEnds { which, stored } => {
                 let stores: Vec<_> = self.stores.keys().copied().collect();
                 if let Some(store) = pick(&stores, which) {
                     self.store_ends(store, stored);
                 }
             }
+            other => {
+                if let Some(input) = self.plain(other) {
+                    self.input(input, &BTreeSet::new());
+                }
+            }
+        }
+    }
+
+    /// The input of a step that brings no task and stores no event, if it is possible now.
+    fn plain(&mut self, step: Step) -> Option<Input> {
+        Some(match step {
+            Step::PullEnds { which, result } => {
+                let pulls: Vec<_> = self.pulls.keys().copied().collect();
+                let pull = pick(&pulls, which)?;
+                self.pulls.remove(&pull);
+                let result =
+                    result.map_or_else(|| Ok(pulled()), |kind| Err(Failure::new(kind, "no")));
+                Input::PullEnded { pull, result }
+            }
             Step::Revoke(which) => {
                 let known: Vec<_> = self.open.values().cloned().collect();
-                self.input(
-                    Input::Revoked(pick(&known, which).into_iter().collect()),
-                    &BTreeSet::new(),
-                );
+                Input::Revoked(pick(&known, which).into_iter().collect())
             }
             Step::RegisterEnds(registered) => {
-                if std::mem::take(&mut self.registering) {
-                    let input = if registered {
-                        Input::Registered(consumer())
-                    } else {
-                        Input::NotRegistered
-                    };
-                    self.input(input, &BTreeSet::new());
+                if !std::mem::take(&mut self.registering) {
+                    return None;
+                }
+                if registered {
+                    Input::Registered(consumer())
+                } else {
+                    Input::NotRegistered
                 }
             }
             Step::FetchEnds {
                 undelivered,
                 refused,
-            } => {
-                let undelivered = u32::from(undelivered).min(self.state.outstanding());
-                let end = if refused {
+            } => Input::FetchEnded {
+                undelivered: u32::from(undelivered).min(self.state.outstanding()),
+                end: if refused {
                     FetchEnd::Refused
                 } else {
                     FetchEnd::Expired
-                };
-                self.input(Input::FetchEnded { undelivered, end }, &BTreeSet::new());
-            }
-            Step::ConsumerLost => self.input(Input::ConsumerLost, &BTreeSet::new()),
-            Step::Reconnected => self.input(Input::Reconnected, &BTreeSet::new()),
-            Step::Stop => self.input(Input::Stop, &BTreeSet::new()),
+                },
+            },
+            Step::ConsumerLost => Input::ConsumerLost,
+            Step::Reconnected => Input::Reconnected,
+            Step::Stop => Input::Stop,
             Step::Wait(millis) => {
                 self.now = self.now.after(Duration::from_millis(millis.into()));
-                self.input(Input::Tick, &BTreeSet::new());
+                Input::Tick
             }
             Step::WaitForDeadline => {
-                if let Some((at, _)) = self.state.next_deadline() {
-                    self.now = at;
-                    self.input(Input::Tick, &BTreeSet::new());
-                }
+                self.now = self.state.next_deadline()?.0;
+                Input::Tick
             }
-        }
+            Step::Deliver { .. }
+            | Step::Redeliver(_)
+            | Step::Junk { .. }
+            | Step::StoreEnds { .. } => {
+                return None;
+            }
+        })
     }
 
     fn deliver(&mut self, task: Arc<PullTask>, deliveries: u32) {
