@@ -402,7 +402,7 @@ fn pick<T: Clone>(among: &[T], which: usize) -> Option<T> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sequence_of_events_breaks_the_workers_word(
