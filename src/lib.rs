@@ -10,5 +10,6 @@
 pub mod bus;
 pub mod dispatch;
 pub mod domain;
+pub mod image;
 pub mod wire;
 pub mod work;
