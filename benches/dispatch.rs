@@ -1,7 +1,12 @@
 //! What the dispatcher's decisions cost, without a broker: `cargo bench --bench dispatch`.
 //!
 //! Prints one line a figure. Times are of this machine and of one run; compare ratios.
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a benchmark"
+)]
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -29,8 +34,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let mut bench =
-            Self { state: Dispatcher::new(Settings::default()), now: Timestamp::EPOCH, sequence: 0 };
+        let mut bench = Self {
+            state: Dispatcher::new(Settings::default()),
+            now: Timestamp::EPOCH,
+            sequence: 0,
+        };
         bench.feed(Input::Lead);
         bench
     }
@@ -52,7 +60,11 @@ impl Bench {
                 disk_free_bytes: 0,
                 version: String::new(),
             };
-            let registration = Registration { instance: String::new(), facts, consumer_lost: false };
+            let registration = Registration {
+                instance: String::new(),
+                facts,
+                consumer_lost: false,
+            };
             self.feed(Input::Registered {
                 node: name(node),
                 registration: Box::new(registration),
@@ -67,14 +79,31 @@ impl Bench {
         spec.parallelism = Amount::Count(parallelism);
         spec.completion_policy.kind = kind;
         let name = job.parse().unwrap();
-        let submission = Submission { name, labels: BTreeMap::new(), spec };
+        let submission = Submission {
+            name,
+            labels: BTreeMap::new(),
+            spec,
+        };
         self.sequence += 1;
         let request = Request::Submit(Box::new(submission));
-        let effects = self.feed(Input::Request { request, sequence: self.sequence });
+        let effects = self.feed(Input::Request {
+            request,
+            sequence: self.sequence,
+        });
         let resolved = effects.into_iter().find_map(|effect| match effect {
-            Effect::Resolve { job, run, images, .. } => {
-                let answer = |image| ResolvedImage { image, digest: None, problem: None };
-                Some(Input::Resolved { job, run, images: images.into_iter().map(answer).collect() })
+            Effect::Resolve {
+                job, run, images, ..
+            } => {
+                let answer = |image| ResolvedImage {
+                    image,
+                    digest: None,
+                    problem: None,
+                };
+                Some(Input::Resolved {
+                    job,
+                    run,
+                    images: images.into_iter().map(answer).collect(),
+                })
             }
             _ => None,
         });
@@ -99,7 +128,10 @@ impl Bench {
                 annotations: BTreeMap::new(),
             };
             self.sequence += 1;
-            let input = Input::TaskEvent { event: Box::new(event), sequence: self.sequence };
+            let input = Input::TaskEvent {
+                event: Box::new(event),
+                sequence: self.sequence,
+            };
             open.extend(tasks(self.feed(input)));
             events += 1;
         }
@@ -121,7 +153,10 @@ fn tasks(effects: Vec<Effect>) -> Vec<PullTask> {
 
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
@@ -130,34 +165,57 @@ fn timed<T>(what: &str, of: u32, run: impl FnOnce() -> T) -> T {
     let result = run();
     let took = began.elapsed();
     let each = took.as_secs_f64() * 1e6 / f64::from(of.max(1));
-    println!("{what:<58} {:>9.1} ms  {each:>7.2} us each", took.as_secs_f64() * 1e3);
+    println!(
+        "{what:<58} {:>9.1} ms  {each:>7.2} us each",
+        took.as_secs_f64() * 1e3
+    );
     result
 }
 
 fn main() {
     let mut bench = Bench::new();
     timed("10,000 nodes register", NODES, || bench.register_all());
-    let open = timed("a job on 10,000 nodes is expanded and fully released", NODES, || {
-        bench.submit("wide", CompletionType::Always, NODES)
-    });
+    let open = timed(
+        "a job on 10,000 nodes is expanded and fully released",
+        NODES,
+        || bench.submit("wide", CompletionType::Always, NODES),
+    );
     assert_eq!(open.len(), NODES as usize);
-    timed("its 10,000 results are taken", NODES, || bench.succeed_all(open));
+    timed("its 10,000 results are taken", NODES, || {
+        bench.succeed_all(open)
+    });
     let open = bench.submit("narrow", CompletionType::Always, 10);
-    let events = timed("another, 10 at a time: results and releases", NODES, || bench.succeed_all(open));
+    let events = timed("another, 10 at a time: results and releases", NODES, || {
+        bench.succeed_all(open)
+    });
     assert_eq!(events, NODES);
 
     let pulls = NODES * NEVER_JOBS;
-    timed("30 Never jobs on them run to the end of their round", pulls, || {
-        for job in 0..NEVER_JOBS {
-            let open = bench.submit(&format!("never-{job}"), CompletionType::Never, NODES);
-            bench.succeed_all(open);
-        }
-    });
-    println!("{:<58} {:>9} MiB", "resident with 300,000 idle pulls", resident_mib());
+    timed(
+        "30 Never jobs on them run to the end of their round",
+        pulls,
+        || {
+            for job in 0..NEVER_JOBS {
+                let open = bench.submit(&format!("never-{job}"), CompletionType::Never, NODES);
+                bench.succeed_all(open);
+            }
+        },
+    );
+    println!(
+        "{:<58} {:>9} MiB",
+        "resident with 300,000 idle pulls",
+        resident_mib()
+    );
     timed("a heartbeat of each node", NODES, || {
         for node in 0..NODES {
-            let heartbeat = Heartbeat { instance: String::new(), holding: Vec::new() };
-            bench.feed(Input::Heartbeat { node: name(node), heartbeat });
+            let heartbeat = Heartbeat {
+                instance: String::new(),
+                holding: Vec::new(),
+            };
+            bench.feed(Input::Heartbeat {
+                node: name(node),
+                heartbeat,
+            });
         }
     });
 }

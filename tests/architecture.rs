@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 7] = [
+const ROOMS: [(&str, &[&str]); 8] = [
+    ("api", &["bus", "wire", "domain"]),
     ("domain", &[]),
     ("wire", &["domain"]),
     ("telemetry", &[]),
