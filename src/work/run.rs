@@ -18,7 +18,7 @@ use std::time::Duration;
 use async_nats::{Subject, Subscriber};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::clock::Clock;
 use self::fetching::Fetching;
@@ -150,6 +150,7 @@ struct Shell {
     replies: HashMap<DeliveryToken, Subject>,
     deliveries: u64,
     running: HashMap<PullHandle, CancellationToken>,
+    _pulls_end_with_us: DropGuard,
     /// Connections made before the last look.
     connects: u64,
     drained: bool,
@@ -177,14 +178,16 @@ impl Shell {
         };
         let registering =
             Registering::new(&bus, &runtime, info, settings, instance, arrivals.clone());
+        let pulling = Pulling::new(&bus, runtime, outbox.clone(), arrivals.clone());
         Self {
             node: settings.node.clone(),
             state: WorkerState::new(state_settings, rand::random(), clock.now()),
             clock,
             journal,
-            fetching: Fetching::start(&bus, settings.pull_times, arrivals.clone()),
+            fetching: Fetching::start(&bus, settings.pull_times, arrivals),
             registering,
-            pulling: Pulling::new(&bus, runtime, outbox.clone(), arrivals),
+            _pulls_end_with_us: pulling.drop_guard(),
+            pulling,
             outbox,
             replies: HashMap::new(),
             deliveries: 0,

@@ -64,6 +64,8 @@ async fn fetch(
     arrivals: mpsc::Sender<Arrived>,
 ) {
     let mut epoch = 0;
+    // What the log was told of last, so that it is told once for each change.
+    let mut refusal = None;
     loop {
         let arrived = tokio::select! {
             command = commands.recv() => match command {
@@ -77,14 +79,23 @@ async fn fetch(
                     let ConsumerName { stream, consumer } = consumer;
                     match puller.request(&stream, &consumer, batch).await {
                         Ok(()) => continue,
-                        Err(error) => ended(epoch, batch, Some(error.to_string())),
+                        Err(error) => refused(epoch, batch, error.to_string(), &mut refusal),
                     }
                 }
             },
             pulled = puller.next() => match pulled {
-                Pulled::Delivery(delivery) => Arrived::Delivery(delivery),
-                Pulled::Expired { undelivered } => ended(epoch, undelivered, None),
-                Pulled::Refused { undelivered, reason } => ended(epoch, undelivered, Some(reason)),
+                Pulled::Delivery(delivery) => {
+                    refusal = None;
+                    Arrived::Delivery(delivery)
+                }
+                Pulled::Expired { undelivered } => {
+                    refusal = None;
+                    let end = FetchEnd::Expired;
+                    Arrived::Fetched { epoch, input: Input::FetchEnded { undelivered, end } }
+                }
+                Pulled::Refused { undelivered, reason } => {
+                    refused(epoch, undelivered, reason, &mut refusal)
+                }
                 Pulled::Lost { reason } => {
                     tracing::warn!(reason, "the node's consumer is gone");
                     Arrived::Fetched { epoch, input: Input::ConsumerLost }
@@ -97,14 +108,12 @@ async fn fetch(
     }
 }
 
-fn ended(epoch: u64, undelivered: u32, refusal: Option<String>) -> Arrived {
-    let end = match refusal {
-        None => FetchEnd::Expired,
-        Some(reason) => {
-            tracing::warn!(reason, "the broker refused a request for tasks");
-            FetchEnd::Refused
-        }
-    };
+fn refused(epoch: u64, undelivered: u32, reason: String, told: &mut Option<String>) -> Arrived {
+    if told.as_ref() != Some(&reason) {
+        tracing::warn!(reason, "the broker refuses requests for tasks; asking on");
+        *told = Some(reason);
+    }
+    let end = FetchEnd::Refused;
     let input = Input::FetchEnded { undelivered, end };
     Arrived::Fetched { epoch, input }
 }

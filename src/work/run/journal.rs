@@ -3,7 +3,7 @@
 use crate::domain::name::NodeName;
 use crate::image::RuntimeInfo;
 use crate::wire::event::PullState;
-use crate::work::effect::{ConsumerName, EventToStore, Note};
+use crate::work::effect::{ConsumerName, EventToStore, Note, StoreHandle};
 
 /// Remembers what was said last.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub(super) struct Journal {
     node: NodeName,
     /// `None` until the first answer; `Ok` while registered, else why not.
     registered: Option<Result<ConsumerName, String>>,
+    /// The newest event that was written down: one that is stored again is no news.
+    newest: Option<StoreHandle>,
 }
 
 impl Journal {
@@ -18,6 +20,7 @@ impl Journal {
         Self {
             node,
             registered: None,
+            newest: None,
         }
     }
 
@@ -55,7 +58,11 @@ impl Journal {
         tracing::warn!(node = %self.node, %error, "a revocation cannot be read and is dropped");
     }
 
-    pub(super) fn told(&self, stored: &EventToStore) {
+    pub(super) fn told(&mut self, stored: &EventToStore) {
+        if self.newest >= Some(stored.store) {
+            return;
+        }
+        self.newest = Some(stored.store);
         let event = &stored.event;
         let (job, node, image, attempt) = (&event.job, &event.node, &event.image, event.attempt);
         let failure = event.failure.as_ref();

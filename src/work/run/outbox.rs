@@ -122,7 +122,7 @@ async fn send(bus: Bus, mut waiting: mpsc::Receiver<Outgoing>, arrivals: mpsc::S
 }
 
 fn not_stored(store: StoreHandle, error: &dyn std::fmt::Display) -> Input {
-    tracing::warn!(%error, "the broker did not keep an event; the end of a pull is stored again");
+    tracing::warn!(%error, "the broker did not keep an event; one that ends an attempt is stored again");
     Input::NotStored(store)
 }
 

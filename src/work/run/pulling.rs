@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
 use super::Arrived;
@@ -32,6 +32,8 @@ pub(super) struct Pulling {
     runtime: Runtime,
     outbox: Outbox,
     arrivals: mpsc::Sender<Arrived>,
+    /// Cancels every pull.
+    all: CancellationToken,
 }
 
 impl Pulling {
@@ -46,7 +48,13 @@ impl Pulling {
             runtime,
             outbox,
             arrivals,
+            all: CancellationToken::new(),
         }
+    }
+
+    /// Stops every pull when it is dropped: a worker that ends without a word leaves none behind.
+    pub(super) fn drop_guard(&self) -> DropGuard {
+        self.all.clone().drop_guard()
     }
 
     /// Starts a pull; cancel what is returned to stop it. Its end is reported exactly once.
@@ -56,7 +64,7 @@ impl Pulling {
         task: Arc<PullTask>,
         attempt: u32,
     ) -> CancellationToken {
-        let cancelled = CancellationToken::new();
+        let cancelled = self.all.child_token();
         let (this, stop) = (self.clone(), cancelled.clone());
         let span = tracing::info_span!("pull", job = %task.job, node = %task.node, image = %task.image, attempt);
         let work = async move {
