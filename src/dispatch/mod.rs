@@ -9,11 +9,13 @@
 //! - `fleet`: nodes and whether they are there; `job`: one job's pulls and counts;
 //! - `slots`: who may release now, and who waits for what;
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
-//! - `record`: the state as records and events.
+//! - `record`: the state as records and events;
+//! - [`lease`]: which of several dispatchers leads.
 
 mod fleet;
 mod input;
 mod job;
+pub mod lease;
 mod nodes;
 mod pulls;
 mod rebuild;
@@ -22,6 +24,8 @@ mod requests;
 mod rounds;
 mod slots;
 pub mod state;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use input::{Effect, Input, Pause, ReplyToken, Request};

@@ -7,7 +7,10 @@
     dead_code,
     reason = "shares modules with the tests, which use more of them"
 )]
-#![allow(unused_imports, reason = "shares modules with the tests, which use more of them")]
+#![allow(
+    unused_imports,
+    reason = "shares modules with the tests, which use more of them"
+)]
 #![allow(unreachable_pub, reason = "shares modules with the tests")]
 #![allow(clippy::expect_used, reason = "shares modules with the tests")]
 #![allow(clippy::unwrap_used, reason = "shares modules with the tests")]

@@ -1,0 +1,3 @@
+//! The dispatcher's claims, one test each.
+
+mod lease;
