@@ -134,13 +134,13 @@ impl Dispatcher {
         });
     }
 
-    /// The first message a new consumer of this node has to deliver.
-    fn oldest_unfinished(&self, id: NodeId) -> Option<u64> {
-        let node = self.fleet.get(id)?;
-        let sequence = |(job, image): &(JobId, u8)| {
-            Some(self.jobs.get(job)?.pull(id, *image)?.sequence).filter(|sequence| *sequence > 0)
-        };
-        node.active.iter().filter_map(sequence).min()
+    /// Where a new consumer of this node begins: no unfinished pull of it was stored before.
+    fn oldest_unfinished(&self, id: NodeId) -> u64 {
+        let sequence =
+            |(job, image): &(JobId, u8)| Some(self.jobs.get(job)?.pull(id, *image)?.sequence);
+        let active = self.fleet.get(id).map(|node| node.active.iter());
+        let sequences = active.into_iter().flatten().filter_map(sequence);
+        sequences.fold(self.last_task + 1, u64::min)
     }
 
     pub(super) fn update_node_limit(&mut self, id: NodeId) {

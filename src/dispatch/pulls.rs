@@ -281,11 +281,15 @@ impl Dispatcher {
     /// Notes that a pull is out; its slots are taken by the caller.
     pub(super) fn activate(&mut self, pull: PullIndex) {
         self.set_state(pull, PullState::Active);
+        let not_before = self.last_task + 1;
         if let Some(node) = self.fleet.get_mut(pull.node) {
             node.active.insert((pull.job, pull.image));
         }
         if let Some(job) = self.jobs.get_mut(&pull.job) {
             job.has_messages = true;
+            if let Some(pull) = job.pull_mut(pull.node, pull.image) {
+                pull.sequence = not_before;
+            }
         }
     }
 

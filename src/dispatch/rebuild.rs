@@ -52,6 +52,7 @@ impl Dispatcher {
     }
 
     pub(super) fn released(&mut self, key: PullKey, run: &Run, sequence: u64) {
+        self.last_task = self.last_task.max(sequence);
         let pull = self.find(&key, run);
         if let Some(pull) = pull.filter(|_| !self.leading) {
             if let Some(PullState::Pending(resource)) = self.state_of(pull) {
