@@ -24,13 +24,20 @@ fn intern(names: &mut std::collections::BTreeMap<Box<str>, u32>, name: &str) -> 
 }
 
 impl Dispatcher {
-    pub(super) fn zone_resource(&mut self, zone: &str) -> Option<Resource> {
+    fn zone_resource(&mut self, zone: &str) -> Option<Resource> {
         let limit = self.settings.zone_limit?;
         let (id, is_new) = intern(&mut self.zones, zone);
         if is_new {
             self.slots.set_limit(Resource::Zone(id), limit);
         }
         Some(Resource::Zone(id))
+    }
+
+    /// The slots of the zone the node is in, if zones are limited.
+    pub(super) fn zone_of(&mut self, node: NodeId) -> Option<Resource> {
+        self.settings.zone_limit?;
+        let zone = self.fleet.get(node)?.zone()?.to_owned();
+        self.zone_resource(&zone)
     }
 
     fn host_resource(&mut self, host: &str) -> Option<Resource> {
@@ -54,14 +61,7 @@ impl Dispatcher {
             let host = image.map(|image| image.registry().to_owned());
             needs.extend(host.and_then(|host| self.host_resource(&host)));
         }
-        if self.settings.zone_limit.is_some() {
-            let zone = self
-                .fleet
-                .get(pull.node)
-                .and_then(|node| node.zone())
-                .map(str::to_owned);
-            needs.extend(zone.and_then(|zone| self.zone_resource(&zone)));
-        }
+        needs.extend(self.zone_of(pull.node));
         needs
     }
 
@@ -313,6 +313,19 @@ impl Dispatcher {
             labels: job.spec.sandbox_config.labels.clone(),
             annotations: job.spec.sandbox_config.annotations.clone(),
         })
+    }
+
+    /// Lets a pending pull wait at its job, whatever it waits at.
+    pub(super) fn wait_at_job(&mut self, pull: PullIndex) {
+        let Some(PullState::Pending(before)) = self.state_of(pull) else {
+            return;
+        };
+        let resource = Resource::Job(pull.job);
+        if let Some(turn) = self.turn(pull) {
+            self.slots.leave(before, &turn);
+            self.slots.wait(resource, turn);
+        }
+        self.set_state(pull, PullState::Pending(resource));
     }
 
     /// Takes a released pull back: it waits again, at its job. The caller withdraws the message.

@@ -114,9 +114,4 @@ impl Slots {
             None
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn used(&self, resource: Resource) -> u32 {
-        self.resources.get(&resource).map_or(0, |slot| slot.used)
-    }
 }
