@@ -163,6 +163,15 @@ impl Repository {
         if response.status().is_success()
             && let (Some(digest), Some(size)) = (digest, size)
         {
+            if name.contains(':') && digest.as_str() != name {
+                return Err(Failure::new(
+                    FailureKind::DigestMismatch,
+                    format!(
+                        "{} answers with {digest} where {name} was asked for",
+                        endpoint.host.authority
+                    ),
+                ));
+            }
             let media_type = media_type(headers);
             return Ok(Resolved {
                 digest,
@@ -521,3 +530,7 @@ fn skipping(
         futures::future::ready(kept)
     })
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

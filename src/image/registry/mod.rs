@@ -15,6 +15,8 @@ pub mod hosts;
 mod http;
 pub mod manifest;
 mod platform;
+#[cfg(test)]
+mod test_server;
 mod token;
 mod transport;
 
