@@ -5,6 +5,7 @@
     clippy::expect_used,
     reason = "in a test a panic is the report"
 )]
+#![allow(clippy::print_stdout, reason = "for the reader of a failed test")]
 
 #[path = "../support/mod.rs"]
 mod support;

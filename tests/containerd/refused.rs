@@ -128,7 +128,7 @@ async fn without_room_on_the_disk() {
         let failure = pull(&runtime, &request(&pushed.by_tag)).await.unwrap_err();
         says(&failure, FailureKind::InsufficientDisk, &["min-free-disk"]);
     }
-    assert_eq!(node.leases().await, [String::new(); 0]);
+    assert_eq!(node.leases().await, Vec::<String>::new());
     // What is there needs no room.
     node.pull(&request(&pushed.by_tag)).await.unwrap();
     let mut settings = settings(&node.daemon);
