@@ -116,7 +116,7 @@ pub enum ConnectFailure {
         reason: String,
     },
     /// A file of the settings cannot be used.
-    #[error("cannot use {path}: {source}", path = .path.display())]
+    #[error("cannot use {path}", path = .path.display())]
     File {
         /// The file.
         path: PathBuf,

@@ -76,7 +76,7 @@ impl SettingsFile {
     #[must_use]
     pub fn weigh_in(&self, command: Command) -> Command {
         let command = command.mut_args(|argument| {
-            let name = argument.get_long().unwrap_or_default();
+            let name = setting_of(&argument).unwrap_or_default();
             match self.values.iter().find(|(set, _)| set == name) {
                 Some((_, value)) => argument.default_value(value.clone()),
                 None => argument,
@@ -109,6 +109,13 @@ pub fn names(command: &Command) -> Vec<String> {
     names.sort_unstable();
     names.dedup();
     names
+}
+
+/// The name of the setting an argument is, if it is one: a job's `--node` is none, a worker's is.
+fn setting_of(argument: &clap::Arg) -> Option<&str> {
+    let variable = argument.get_env()?.to_str()?;
+    let name = argument.get_long()?;
+    (variable.starts_with(VARIABLE_PREFIX) && name != "config").then_some(name)
 }
 
 /// A value as a flag would have it: lists joined with commas, maps as `k=v`.
@@ -150,6 +157,7 @@ mod tests {
             .arg(setting("config", "PREWARM_TEST_CONFIG"))
             .arg(setting("nats-url", "PREWARM_TEST_NATS_URL").global(true))
             .subcommand(worker)
+            .subcommand(Command::new("run").arg(clap::Arg::new("labels").long("labels")))
     }
 
     fn parse(text: &str) -> Result<SettingsFile, Vec<String>> {
@@ -175,6 +183,14 @@ mod tests {
         assert_eq!(value(&file, &["--capacity", "7"], "capacity"), "7");
         assert_eq!(value(&file, &[], "nats-url"), "nats://a,nats://b");
         assert_eq!(value(&parse("").unwrap(), &[], "capacity"), "3");
+    }
+
+    #[test]
+    fn an_argument_that_is_no_setting_is_left_alone() {
+        let file = parse("labels: a=b").unwrap();
+        let matches = file.weigh_in(command()).get_matches_from(["prewarm", "run"]);
+        let (_, run) = matches.subcommand().unwrap();
+        assert_eq!(run.get_one::<String>("labels"), None);
     }
 
     #[test]
