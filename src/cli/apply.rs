@@ -24,7 +24,8 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<Checked>, Failure> {
         } else {
             (file.display().to_string(), open(file))
         };
-        let bytes = bytes.map_err(|error| Failure::input(format!("cannot read {name}: {error}")))?;
+        let bytes =
+            bytes.map_err(|error| Failure::input(format!("cannot read {name}: {error}")))?;
         manifests.add(&name, &bytes);
     }
     manifests.done()
@@ -53,7 +54,12 @@ impl Manifests {
         let documents = match documents(bytes) {
             Ok(documents) => documents,
             Err(rejection) => {
-                self.problems.extend(rejection.problems.iter().map(|problem| format!("{file}: {problem}")));
+                self.problems.extend(
+                    rejection
+                        .problems
+                        .iter()
+                        .map(|problem| format!("{file}: {problem}")),
+                );
                 return;
             }
         };
@@ -62,11 +68,26 @@ impl Manifests {
         }
         let only = documents.len() == 1;
         for (index, document) in documents.into_iter().enumerate() {
-            let place = if only { file.to_owned() } else { format!("{file}: doc {}", index + 1) };
+            let place = if only {
+                file.to_owned()
+            } else {
+                format!("{file}: doc {}", index + 1)
+            };
             match read(&document) {
-                Ok(submission) => self.keep(place, Checked { name: submission.name, document }),
+                Ok(submission) => self.keep(
+                    place,
+                    Checked {
+                        name: submission.name,
+                        document,
+                    },
+                ),
                 Err(rejection) => {
-                    self.problems.extend(rejection.problems.iter().map(|problem| format!("{place}: {problem}")));
+                    self.problems.extend(
+                        rejection
+                            .problems
+                            .iter()
+                            .map(|problem| format!("{place}: {problem}")),
+                    );
                 }
             }
         }
@@ -84,7 +105,10 @@ impl Manifests {
 
     fn done(mut self) -> Result<Vec<Checked>, Failure> {
         if self.checked.len() > MAX_DOCUMENTS {
-            self.problems.push(format!("there are {} manifests; apply takes {MAX_DOCUMENTS} at a time", self.checked.len()));
+            self.problems.push(format!(
+                "there are {} manifests; apply takes {MAX_DOCUMENTS} at a time",
+                self.checked.len()
+            ));
         }
         if self.problems.is_empty() {
             Ok(self.checked)
@@ -99,7 +123,9 @@ mod tests {
     use super::*;
 
     fn manifest(name: &str, spec: &str) -> String {
-        format!("apiVersion: prewarm.dev/v1\nkind: PrewarmJob\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+        format!(
+            "apiVersion: prewarm.dev/v1\nkind: PrewarmJob\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        )
     }
 
     fn loaded(files: &[(&str, &str)]) -> Result<Vec<Checked>, Vec<String>> {
@@ -107,25 +133,54 @@ mod tests {
         for (file, text) in files {
             manifests.add(file, text.as_bytes());
         }
-        manifests.done().map_err(|failure| failure.message.lines().map(str::to_owned).collect())
+        manifests
+            .done()
+            .map_err(|failure| failure.message.lines().map(str::to_owned).collect())
     }
 
     #[test]
     fn every_document_of_every_file_is_taken() {
-        let two = format!("{}---\n{}", manifest("a", "{images: [nginx]}"), manifest("b", "{images: [nginx]}"));
-        let all = loaded(&[("x.yaml", &two), ("y.yaml", &manifest("c", "{images: [nginx]}"))]).unwrap();
+        let two = format!(
+            "{}---\n{}",
+            manifest("a", "{images: [nginx]}"),
+            manifest("b", "{images: [nginx]}")
+        );
+        let all = loaded(&[
+            ("x.yaml", &two),
+            ("y.yaml", &manifest("c", "{images: [nginx]}")),
+        ])
+        .unwrap();
         let names: Vec<&str> = all.iter().map(|checked| checked.name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c"]);
     }
 
     #[test]
     fn problems_have_file_document_and_path() {
-        let two = format!("{}---\n{}", manifest("a", "{images: [nginx]}"), manifest("b", "{images: [], parallelism: ten}"));
-        let problems = loaded(&[("x.yaml", &two), ("y.yaml", &manifest("c", "{images: [a b]}")), ("z.yaml", "{"), ("empty.yaml", "")]).unwrap_err();
-        let begins = ["x.yaml: doc 2: spec.images: is empty", "x.yaml: doc 2: spec.parallelism: \"ten\"", "y.yaml: spec.images[0]: ", "z.yaml: the manifest is not JSON", "empty.yaml: holds no manifest"];
+        let two = format!(
+            "{}---\n{}",
+            manifest("a", "{images: [nginx]}"),
+            manifest("b", "{images: [], parallelism: ten}")
+        );
+        let problems = loaded(&[
+            ("x.yaml", &two),
+            ("y.yaml", &manifest("c", "{images: [a b]}")),
+            ("z.yaml", "{"),
+            ("empty.yaml", ""),
+        ])
+        .unwrap_err();
+        let begins = [
+            "x.yaml: doc 2: spec.images: is empty",
+            "x.yaml: doc 2: spec.parallelism: \"ten\"",
+            "y.yaml: spec.images[0]: ",
+            "z.yaml: the manifest is not JSON",
+            "empty.yaml: holds no manifest",
+        ];
         assert_eq!(problems.len(), begins.len(), "{problems:#?}");
         for (problem, begin) in problems.iter().zip(begins) {
-            assert!(problem.starts_with(begin), "{problem} should begin with {begin}");
+            assert!(
+                problem.starts_with(begin),
+                "{problem} should begin with {begin}"
+            );
         }
     }
 
@@ -133,6 +188,9 @@ mod tests {
     fn one_name_twice_is_a_mistake() {
         let one = manifest("a", "{images: [nginx]}");
         let problems = loaded(&[("x.yaml", &one), ("y.yaml", &one)]).unwrap_err();
-        assert_eq!(problems, ["y.yaml: metadata.name: a is in x.yaml too, and the later would replace the earlier"]);
+        assert_eq!(
+            problems,
+            ["y.yaml: metadata.name: a is in x.yaml too, and the later would replace the earlier"]
+        );
     }
 }

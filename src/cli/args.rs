@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::output::DataFormat;
 use crate::settings::broker::BrokerArgs;
 use crate::settings::registry::RegistryArgs;
-use crate::settings::size::Span;
+use crate::settings::span::Span;
 use crate::settings::telemetry::TelemetryArgs;
 use crate::settings::worker::{ContainerdArgs, WorkerArgs};
 
@@ -39,7 +39,10 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one value of it, on the stack")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one value of it, on the stack"
+)]
 pub enum Command {
     /// Run everything in one process on this machine; starts nats-server if no broker is given
     Up(UpArgs),
@@ -86,7 +89,8 @@ pub enum Command {
 
 /// A length of time on the command line.
 fn span(text: &str) -> Result<Span, String> {
-    text.parse().map_err(|error: crate::settings::size::SpanError| error.to_string())
+    text.parse()
+        .map_err(|error: crate::settings::span::SpanError| error.to_string())
 }
 
 /// The dispatcher's settings.
@@ -94,7 +98,12 @@ fn span(text: &str) -> Result<Span, String> {
 #[command(next_help_heading = "Dispatcher")]
 pub struct DispatcherSettingsArgs {
     /// Copies the broker keeps of streams and buckets: 1, 3 or 5
-    #[arg(long, env = "PREWARM_REPLICAS", value_name = "NUMBER", default_value = "1")]
+    #[arg(
+        long,
+        env = "PREWARM_REPLICAS",
+        value_name = "NUMBER",
+        default_value = "1"
+    )]
     pub replicas: String,
 }
 
@@ -355,7 +364,12 @@ pub struct CheckArgs {
     #[arg(long, value_name = "IMAGE")]
     pub image: Vec<String>,
     /// containerd to look at containerd too, or none to leave it out
-    #[arg(long, env = "PREWARM_RUNTIME", value_name = "RUNTIME", default_value = "containerd")]
+    #[arg(
+        long,
+        env = "PREWARM_RUNTIME",
+        value_name = "RUNTIME",
+        default_value = "containerd"
+    )]
     pub runtime: String,
     /// Which containerd.
     #[command(flatten)]

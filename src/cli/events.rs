@@ -12,8 +12,10 @@ use super::output::print;
 use super::{now, text, verbs};
 use crate::bus::Bus;
 use crate::domain::time::Timestamp;
-use crate::settings::size::Span;
-use crate::wire::event::{Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind, PullState, TaskEvent};
+use crate::settings::span::Span;
+use crate::wire::event::{
+    Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind, PullState, TaskEvent,
+};
 
 /// `prewarm events`.
 ///
@@ -21,12 +23,19 @@ use crate::wire::event::{Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind
 /// An argument is none, or the broker does not answer.
 pub async fn run(bus: &Bus, args: &EventsArgs) -> Result<(), Failure> {
     let types = types(&args.types)?;
-    let since = args.since.as_deref().map(|text| since(text, now())).transpose()?;
+    let since = args
+        .since
+        .as_deref()
+        .map(|text| since(text, now()))
+        .transpose()?;
     let stream = journal::stream(bus, &bus.subjects.events_stream()).await?;
     let subjects = match &args.job {
         Some(job) => {
             let job = verbs::job_name(job)?;
-            vec![bus.subjects.job_events(Some(&job)), bus.subjects.task_events(Some(&job))]
+            vec![
+                bus.subjects.job_events(Some(&job)),
+                bus.subjects.task_events(Some(&job)),
+            ]
         }
         None => vec![bus.subjects.events()],
     };
@@ -53,7 +62,11 @@ pub async fn run(bus: &Bus, args: &EventsArgs) -> Result<(), Failure> {
 
 fn line_of(entry: &Entry, types: &[String], format: EventFormat) -> Option<String> {
     let value: Value = serde_json::from_slice(&entry.payload).ok()?;
-    let kind = value.get("type")?.as_str()?.trim_start_matches("dev.prewarm.").to_owned();
+    let kind = value
+        .get("type")?
+        .as_str()?
+        .trim_start_matches("dev.prewarm.")
+        .to_owned();
     if !types.is_empty() && !types.iter().any(|wanted| is_of(&kind, wanted)) {
         return None;
     }
@@ -71,8 +84,13 @@ fn is_of(kind: &str, wanted: &str) -> bool {
 /// The types there are: `job`, `completed`, `job.completed`, …
 fn known_types() -> Vec<String> {
     let jobs = JobEventKind::ALL.map(|kind| ("job", kind.token()));
-    let tasks = [PullState::Started, PullState::Retrying, PullState::Succeeded, PullState::Failed]
-        .map(|state| ("task", state.as_str()));
+    let tasks = [
+        PullState::Started,
+        PullState::Retrying,
+        PullState::Succeeded,
+        PullState::Failed,
+    ]
+    .map(|state| ("task", state.as_str()));
     let nodes = [NodeEventKind::Joined, NodeEventKind::Left].map(|kind| ("node", kind.token()));
     let all = jobs.into_iter().chain(tasks).chain(nodes);
     all.map(|(group, word)| format!("{group}.{word}")).collect()
@@ -84,7 +102,9 @@ fn types(asked: &[String]) -> Result<Vec<String>, Failure> {
         .iter()
         .map(|text| text.trim_start_matches("dev.prewarm.").to_owned())
         .collect();
-    let unknown = asked.iter().find(|wanted| !known.iter().any(|kind| is_of(kind, wanted)));
+    let unknown = asked
+        .iter()
+        .find(|wanted| !known.iter().any(|kind| is_of(kind, wanted)));
     match unknown {
         Some(wanted) => Err(Failure::input(format!(
             "--type: {wanted:?} is no event; there are {}",
@@ -102,7 +122,9 @@ fn since(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
         Failure::input(format!("--since: {text:?} is neither a length of time such as 1h nor a time such as 2026-01-31T12:00:00Z"))
     })?;
     let millis = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-    Ok(Timestamp::from_millis(now.as_millis().saturating_sub(millis).max(0)))
+    Ok(Timestamp::from_millis(
+        now.as_millis().saturating_sub(millis).max(0),
+    ))
 }
 
 /// One line: when, what, about what, and what there is to say.
@@ -113,7 +135,10 @@ fn line(kind: &str, value: Value) -> Option<String> {
         (event.subject.clone(), job_words(&event.data))
     } else if kind.starts_with("task.") {
         let event: Event<TaskEvent> = serde_json::from_value(value).ok()?;
-        (format!("{}/{}", event.data.job, event.data.node), task_words(&event.data))
+        (
+            format!("{}/{}", event.data.job, event.data.node),
+            task_words(&event.data),
+        )
     } else {
         let event: Event<NodeEvent> = serde_json::from_value(value).ok()?;
         (event.data.node.to_string(), String::new())
@@ -128,7 +153,10 @@ fn job_words(event: &JobEvent) -> String {
         words.push(format!("{outcome:?}"));
     }
     if let Some(counts) = event.counts.filter(|counts| counts.finished() > 0) {
-        words.push(format!("{} of {} pulls, {} failed", counts.succeeded, counts.desired, counts.failed));
+        words.push(format!(
+            "{} of {} pulls, {} failed",
+            counts.succeeded, counts.desired, counts.failed
+        ));
     }
     if let Some(millis) = event.duration_millis {
         words.push(text::duration(Duration::from_millis(millis)));
@@ -154,7 +182,11 @@ fn task_words(event: &TaskEvent) -> String {
             words.push_str(", was there already");
         } else {
             let bytes = text::bytes(result.bytes_registry + result.bytes_elsewhere);
-            let _ = write!(words, ", {bytes} in {}", text::duration(Duration::from_millis(millis)));
+            let _ = write!(
+                words,
+                ", {bytes} in {}",
+                text::duration(Duration::from_millis(millis))
+            );
         }
     }
     if let Some(failure) = &event.failure {
@@ -194,27 +226,48 @@ mod tests {
             "2026-01-31T12:00:00.000Z  task.retrying         base/n1  docker.io/library/nginx:1, attempt 2, RateLimited: 429; next attempt at 2026-01-31T12:00:02.000Z\n"
         );
         assert_eq!(
-            shown("node.joined", "n1", json!({"node": "n1", "event": "joined"})),
+            shown(
+                "node.joined",
+                "n1",
+                json!({"node": "n1", "event": "joined"})
+            ),
             "2026-01-31T12:00:00.000Z  node.joined           n1\n"
         );
     }
 
     #[test]
     fn types_are_asked_for_in_three_ways() {
-        for wanted in ["job.completed", "job", "completed", "dev.prewarm.job.completed"] {
+        for wanted in [
+            "job.completed",
+            "job",
+            "completed",
+            "dev.prewarm.job.completed",
+        ] {
             let types = types(&[wanted.to_owned()]).unwrap();
             assert!(is_of("job.completed", &types[0]), "{wanted}");
             assert!(!is_of("task.failed", &types[0]), "{wanted}");
         }
         let failure = types(&["done".to_owned()]).unwrap_err();
-        assert!(failure.message.contains("\"done\" is no event") && failure.message.contains("round-completed"), "{failure}");
+        assert!(
+            failure.message.contains("\"done\" is no event")
+                && failure.message.contains("round-completed"),
+            "{failure}"
+        );
     }
 
     #[test]
     fn since_is_an_age_or_a_time() {
         let now = Timestamp::from_millis(10_000_000);
         assert_eq!(since("1h", now).unwrap().as_millis(), 6_400_000);
-        assert_eq!(since("1970-01-01T00:00:01Z", now).unwrap().as_millis(), 1_000);
-        assert!(since("yesterday", now).unwrap_err().message.contains("\"yesterday\""));
+        assert_eq!(
+            since("1970-01-01T00:00:01Z", now).unwrap().as_millis(),
+            1_000
+        );
+        assert!(
+            since("yesterday", now)
+                .unwrap_err()
+                .message
+                .contains("\"yesterday\"")
+        );
     }
 }

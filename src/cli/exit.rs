@@ -128,14 +128,23 @@ mod tests {
 
     #[test]
     fn the_numbers_are_the_contracts() {
-        let exits = [Exit::Done, Exit::JobFailed, Exit::BadInput, Exit::Unreachable, Exit::TimedOut];
+        let exits = [
+            Exit::Done,
+            Exit::JobFailed,
+            Exit::BadInput,
+            Exit::Unreachable,
+            Exit::TimedOut,
+        ];
         assert_eq!(exits.map(|exit| exit as u8), [0, 1, 2, 3, 4]);
     }
 
     #[test]
     fn an_error_says_everything_in_order() {
         let failure = Failure::input("one\ntwo").advise("do this");
-        assert_eq!(failure.to_string(), "error: one\n       two\n help: do this");
+        assert_eq!(
+            failure.to_string(),
+            "error: one\n       two\n help: do this"
+        );
         assert_eq!(Failure::told(Exit::JobFailed).to_string(), "");
     }
 }

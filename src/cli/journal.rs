@@ -3,6 +3,8 @@
 //! Both are streams, read with ordered consumers: they need no acks, hold a bounded number of messages
 //! in flight, and come back by themselves after a reconnection.
 
+use std::time::Duration;
+
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use async_nats::jetstream::context::GetStreamErrorKind;
@@ -14,6 +16,9 @@ use serde::de::DeserializeOwned;
 use super::exit::Failure;
 use crate::bus::Bus;
 use crate::domain::time::Timestamp;
+
+/// Longest wait for a message that is known to be there.
+const STORED_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where reading begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,7 +98,11 @@ impl Journal {
             From::Last => (DeliverPolicy::LastPerSubject, 0, None),
             From::After(sequence) => {
                 let start_sequence = sequence + 1;
-                (DeliverPolicy::ByStartSequence { start_sequence }, start_sequence, None)
+                (
+                    DeliverPolicy::ByStartSequence { start_sequence },
+                    start_sequence,
+                    None,
+                )
             }
             From::Time(time) => {
                 let nanos = i128::from(time.as_millis()) * 1_000_000;
@@ -110,11 +119,20 @@ impl Journal {
             replay_policy: ReplayPolicy::Instant,
             ..OrderedConfig::default()
         };
-        let failed = |error: &dyn std::fmt::Display| unanswered("a request to read its messages", error);
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed(&error))?;
+        let failed =
+            |error: &dyn std::fmt::Display| unanswered("a request to read its messages", error);
+        let consumer = stream
+            .create_consumer(config)
+            .await
+            .map_err(|error| failed(&error))?;
         let caught_up = consumer.cached_info().num_pending == 0;
         let messages = consumer.messages().await.map_err(|error| failed(&error))?;
-        Ok(Self { messages, floor, since, caught_up })
+        Ok(Self {
+            messages,
+            floor,
+            since,
+            caught_up,
+        })
     }
 
     /// The next message that is there already; `None` after the last one.
@@ -125,7 +143,13 @@ impl Journal {
         if self.caught_up {
             return Ok(None);
         }
-        self.next().await.map(Some)
+        match tokio::time::timeout(STORED_LIMIT, self.next()).await {
+            Ok(entry) => entry.map(Some),
+            Err(_) => Err(
+                Failure::unreachable("the broker stopped sending what it keeps")
+                    .advise("try again: what was being read may just have been deleted"),
+            ),
+        }
     }
 
     /// The next message, whenever it comes.
@@ -137,7 +161,11 @@ impl Journal {
             let message = match self.messages.next().await {
                 Some(Ok(message)) => message,
                 Some(Err(error)) => return Err(unanswered("while its messages were read", &error)),
-                None => return Err(Failure::unreachable("the connection with the broker was closed")),
+                None => {
+                    return Err(Failure::unreachable(
+                        "the connection with the broker was closed",
+                    ));
+                }
             };
             let info = message
                 .info()
@@ -146,7 +174,9 @@ impl Journal {
                 self.caught_up = true;
             }
             let millis = info.published.unix_timestamp_nanos() / 1_000_000;
-            let too_early = self.since.is_some_and(|since| millis < i128::from(since.as_millis()));
+            let too_early = self
+                .since
+                .is_some_and(|since| millis < i128::from(since.as_millis()));
             // A consumer that is made anew before its first message begins at the stream's first.
             if info.stream_sequence < self.floor || too_early {
                 continue;
@@ -192,7 +222,10 @@ impl Bucket {
         let stream = stream(bus, &format!("KV_{name}")).await?;
         let subject = format!("$KV.{name}.{}", key.unwrap_or(">"));
         let journal = Journal::open(&stream, vec![subject], From::Last).await?;
-        Ok(Self { journal, name: name.to_owned() })
+        Ok(Self {
+            journal,
+            name: name.to_owned(),
+        })
     }
 
     /// The next record that is there already; `None` after the last one. Deletions are passed over.
@@ -222,7 +255,10 @@ impl Bucket {
             return Ok(Change { key, record: None });
         }
         match serde_json::from_slice(&entry.payload) {
-            Ok(record) => Ok(Change { key, record: Some(record) }),
+            Ok(record) => Ok(Change {
+                key,
+                record: Some(record),
+            }),
             Err(error) => Err(Failure::unreachable(format!(
                 "the record {key} of the bucket {} cannot be read: {error}",
                 self.name
@@ -236,7 +272,11 @@ impl Bucket {
 ///
 /// # Errors
 /// As [`Bucket::open`] and [`Bucket::next_stored`].
-pub async fn records<T: DeserializeOwned>(bus: &Bus, bucket: &str, key: Option<&str>) -> Result<Vec<T>, Failure> {
+pub async fn records<T: DeserializeOwned>(
+    bus: &Bus,
+    bucket: &str,
+    key: Option<&str>,
+) -> Result<Vec<T>, Failure> {
     let mut bucket = Bucket::open(bus, bucket, key).await?;
     let mut records = std::collections::BTreeMap::new();
     while let Some(change) = bucket.next_stored().await? {

@@ -32,7 +32,10 @@ pub async fn send(bus: &Bus, verb: JobVerb, body: Vec<u8>) -> Result<u64, Failur
     headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{id:032x}"));
     let mut silent = None;
     for _ in 0..ATTEMPTS {
-        let stored = match bus.store(bus.subjects.job(verb), headers.clone(), body.clone()).await {
+        let stored = match bus
+            .store(bus.subjects.job(verb), headers.clone(), body.clone())
+            .await
+        {
             Ok(stored) => stored.await,
             Err(error) => Err(error),
         };
@@ -52,7 +55,10 @@ pub async fn send(bus: &Bus, verb: JobVerb, body: Vec<u8>) -> Result<u64, Failur
         }
     }
     let reason = silent.map(|error| error.to_string()).unwrap_or_default();
-    Err(journal::unanswered("a request that it should keep", &reason))
+    Err(journal::unanswered(
+        "a request that it should keep",
+        &reason,
+    ))
 }
 
 /// Events of jobs from a moment on, in order.
@@ -77,7 +83,9 @@ impl JobEvents {
         let stream = journal::stream(bus, &bus.subjects.events_stream()).await?;
         let from = From::After(stream.cached_info().state.last_sequence);
         let subjects = if jobs.len() <= MAX_FILTERS {
-            jobs.iter().map(|job| bus.subjects.job_events(Some(job))).collect()
+            jobs.iter()
+                .map(|job| bus.subjects.job_events(Some(job)))
+                .collect()
         } else {
             vec![bus.subjects.job_events(None)]
         };
@@ -93,8 +101,15 @@ impl JobEvents {
         loop {
             let entry = self.journal.next().await?;
             match serde_json::from_slice(&entry.payload) {
-                Ok(event) => return Ok(Told { sequence: entry.sequence, event }),
-                Err(error) => tracing::warn!(subject = entry.subject, %error, "not an event of ours"),
+                Ok(event) => {
+                    return Ok(Told {
+                        sequence: entry.sequence,
+                        event,
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(subject = entry.subject, %error, "not an event of ours")
+                }
             }
         }
     }
@@ -117,7 +132,11 @@ impl JobEvents {
 #[must_use]
 pub fn rejected(what: &str, event: &JobEvent) -> Failure {
     let problems: Vec<String> = event.problems.iter().map(ToString::to_string).collect();
-    let problems = if problems.is_empty() { vec![event.message.clone()] } else { problems };
+    let problems = if problems.is_empty() {
+        vec![event.message.clone()]
+    } else {
+        problems
+    };
     Failure::input(format!("{what} was rejected: {}", problems.join("\n")))
 }
 
@@ -134,6 +153,9 @@ mod tests {
         });
         let failure = rejected("job/base", &serde_json::from_value(event).unwrap());
         assert_eq!(failure.exit, Exit::BadInput);
-        assert_eq!(failure.message, "job/base was rejected: spec.images: is empty\ntoo late");
+        assert_eq!(
+            failure.message,
+            "job/base was rejected: spec.images: is empty\ntoo late"
+        );
     }
 }

@@ -49,9 +49,12 @@ pub fn manifest(args: &RunArgs, suffix: &str) -> Result<Checked, Failure> {
     let mut check = Check::new(&sources);
     let selector = labels("selector", args.selector.as_deref(), &mut check);
     let label = labels("label", args.label.as_deref(), &mut check);
-    let mut problems = check.done::<()>(None).map_or_else(|bad| bad.0, |()| Vec::new());
+    let mut problems = check
+        .done::<()>(None)
+        .map_or_else(|bad| bad.0, |()| Vec::new());
 
-    let mut metadata = json!({"name": args.name.clone().unwrap_or_else(|| made_name(&args.images, suffix))});
+    let mut metadata =
+        json!({"name": args.name.clone().unwrap_or_else(|| made_name(&args.images, suffix))});
     if !label.is_empty() {
         metadata["labels"] = json!(label);
     }
@@ -63,9 +66,13 @@ pub fn manifest(args: &RunArgs, suffix: &str) -> Result<Checked, Failure> {
         spec.insert("selector".to_owned(), json!({"names": args.node}));
     }
     fill(&mut spec, args);
-    let document = json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec});
+    let document =
+        json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec});
     match read(&document) {
-        Ok(submission) if problems.is_empty() => Ok(Checked { name: submission.name, document }),
+        Ok(submission) if problems.is_empty() => Ok(Checked {
+            name: submission.name,
+            document,
+        }),
         Ok(_) => Err(Failure::input(problems.join("\n"))),
         Err(rejection) => {
             problems.extend(rejection.problems.iter().map(by_flag));
@@ -82,16 +89,25 @@ fn fill(spec: &mut Map<String, Value>, args: &RunArgs) {
     };
     set("parallelism", args.parallelism.as_deref().map(Value::from));
     set("priority", args.priority.as_deref().map(number));
-    set("imagePullPolicy", args.pull_policy.as_deref().map(Value::from));
+    set(
+        "imagePullPolicy",
+        args.pull_policy.as_deref().map(Value::from),
+    );
     set("platform", args.platform.as_deref().map(Value::from));
-    set("pullSecrets", (!args.pull_secret.is_empty()).then(|| json!(args.pull_secret)));
+    set(
+        "pullSecrets",
+        (!args.pull_secret.is_empty()).then(|| json!(args.pull_secret)),
+    );
     set("pin", args.pin.then_some(Value::Bool(true)));
     let policy = object([
-        ("timeoutSeconds", args.timeout_seconds.as_deref().map(number)),
+        (
+            "timeoutSeconds",
+            args.timeout_seconds.as_deref().map(number),
+        ),
         ("backoffLimit", args.backoff_limit.as_deref().map(number)),
     ]);
     set("pullPolicy", policy);
-    let seconds = |span: crate::settings::size::Span| Value::from(span.as_seconds());
+    let seconds = |span: crate::settings::span::Span| Value::from(span.as_seconds());
     let completion = object([
         ("type", args.never.then(|| Value::from("Never"))),
         ("activeDeadlineSeconds", args.deadline.map(seconds)),
@@ -105,7 +121,8 @@ fn fill(spec: &mut Map<String, Value>, args: &RunArgs) {
 
 /// A number as JSON has it; anything else stays a text, for the manifest's checks to name.
 fn number(text: &str) -> Value {
-    text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from)
+    text.parse::<i64>()
+        .map_or_else(|_| Value::from(text), Value::from)
 }
 
 fn object<const N: usize>(fields: [(&str, Option<Value>); N]) -> Option<Value> {
@@ -117,7 +134,9 @@ fn object<const N: usize>(fields: [(&str, Option<Value>); N]) -> Option<Value> {
 }
 
 fn by_flag(problem: &Problem) -> String {
-    let flag = FLAGS.iter().find(|(path, _)| problem.path.starts_with(path));
+    let flag = FLAGS
+        .iter()
+        .find(|(path, _)| problem.path.starts_with(path));
     match flag {
         Some((_, flag)) => format!("{flag}: {}", problem.message),
         None => problem.to_string(),
@@ -126,10 +145,25 @@ fn by_flag(problem: &Problem) -> String {
 
 /// The last part of the first image's name and the suffix: `nginx-x7k2p`.
 fn made_name(images: &[String], suffix: &str) -> String {
-    let image = images.first().and_then(|image| image.parse::<ImageRef>().ok());
-    let stem = image.as_ref().and_then(|image| image.repository().rsplit('/').next());
-    let legal = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
-    let stem: String = stem.unwrap_or("job").chars().take(STEM_LENGTH).map(legal).collect();
+    let image = images
+        .first()
+        .and_then(|image| image.parse::<ImageRef>().ok());
+    let stem = image
+        .as_ref()
+        .and_then(|image| image.repository().rsplit('/').next());
+    let legal = |c: char| {
+        if c.is_ascii_lowercase() || c.is_ascii_digit() {
+            c
+        } else {
+            '-'
+        }
+    };
+    let stem: String = stem
+        .unwrap_or("job")
+        .chars()
+        .take(STEM_LENGTH)
+        .map(legal)
+        .collect();
     format!("{}-{suffix}", stem.trim_matches('-'))
 }
 
@@ -150,7 +184,9 @@ mod tests {
     use clap::Parser as _;
 
     fn args(line: &str) -> RunArgs {
-        let words = ["prewarm", "run"].into_iter().chain(line.split_whitespace());
+        let words = ["prewarm", "run"]
+            .into_iter()
+            .chain(line.split_whitespace());
         match Cli::try_parse_from(words).map(|cli| cli.command) {
             Ok(Command::Run(args)) => args,
             Ok(_) => panic!("not run"),
@@ -186,9 +222,27 @@ mod tests {
     fn every_problem_is_told_by_its_flag() {
         let line = "UPPER/x:1 --selector pool --parallelism ten --name a_b --priority high --platform arm64 \
             --deadline 5s --pull-policy Sometimes --backoff-limit -1 --timeout-seconds 0";
-        let failure = manifest(&args(&line.replace("--backoff-limit -1", "--backoff-limit=-1")), "abcde").unwrap_err();
-        for begin in ["--selector: \"pool\" is not a label", "--parallelism: \"ten\" is neither a number nor a percentage", "--name: ", "--priority: ", "--platform: ", "--pull-policy: ", "--backoff-limit: ", "--timeout-seconds: ", "--deadline: "] {
-            assert!(failure.message.lines().any(|line| line.starts_with(begin)), "{begin} is missing in\n{}", failure.message);
+        let failure = manifest(
+            &args(&line.replace("--backoff-limit -1", "--backoff-limit=-1")),
+            "abcde",
+        )
+        .unwrap_err();
+        for begin in [
+            "--selector: \"pool\" is not a label",
+            "--parallelism: \"ten\" is neither a number nor a percentage",
+            "--name: ",
+            "--priority: ",
+            "--platform: ",
+            "--pull-policy: ",
+            "--backoff-limit: ",
+            "--timeout-seconds: ",
+            "--deadline: ",
+        ] {
+            assert!(
+                failure.message.lines().any(|line| line.starts_with(begin)),
+                "{begin} is missing in\n{}",
+                failure.message
+            );
         }
     }
 
@@ -196,7 +250,10 @@ mod tests {
     fn made_names_are_legal_and_differ() {
         for image in ["nginx", "example.com/a/b__c.d:1", "UPPER", "quay.io/org/-x"] {
             let name = made_name(&[image.to_owned()], &random_suffix());
-            assert!(name.parse::<crate::domain::name::JobName>().is_ok(), "{name}");
+            assert!(
+                name.parse::<crate::domain::name::JobName>().is_ok(),
+                "{name}"
+            );
         }
         assert_ne!(random_suffix(), random_suffix());
     }

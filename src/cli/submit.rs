@@ -11,8 +11,8 @@ use super::exit::{Exit, Failure};
 use super::output::{self, print, tell};
 use super::request::{self, ANSWER_LIMIT, JobEvents, Told};
 use super::summary::Ending;
-use super::watch::{self, Jobs, Place, Watch};
 use super::text;
+use super::watch::{self, Jobs, Place, Watch};
 use crate::bus::Bus;
 use crate::domain::name::JobName;
 use crate::wire::event::JobEventKind;
@@ -32,8 +32,13 @@ pub struct Checked {
 /// # Errors
 /// The broker does not answer, a manifest is rejected, or, when waiting, a job fails or takes too long.
 pub async fn submit(bus: &Bus, manifests: Vec<Checked>, args: &SubmitArgs) -> Result<(), Failure> {
-    let limit = args.timeout.map(|timeout| (Instant::now() + timeout.0, timeout.0));
-    let names: Vec<JobName> = manifests.iter().map(|manifest| manifest.name.clone()).collect();
+    let limit = args
+        .timeout
+        .map(|timeout| (Instant::now() + timeout.0, timeout.0));
+    let names: Vec<JobName> = manifests
+        .iter()
+        .map(|manifest| manifest.name.clone())
+        .collect();
     let mut events = JobEvents::of(bus, &names).await?;
     let mut sent = BTreeMap::new();
     for manifest in manifests {
@@ -92,7 +97,11 @@ async fn wait(
     let Some(after) = sequences.values().min().copied() else {
         return Ok(BTreeMap::new());
     };
-    let watch = Watch { jobs: Jobs::Accepted(sequences), after, limit };
+    let watch = Watch {
+        jobs: Jobs::Accepted(sequences),
+        after,
+        limit,
+    };
     watch::follow(bus, watch, Place::Stderr).await
 }
 
@@ -109,7 +118,10 @@ async fn answers(
     sent: BTreeMap<u64, JobName>,
     deadline: Option<Instant>,
 ) -> Result<Answers, Failure> {
-    let mut answers = Answers { silent: sent, ..Answers::default() };
+    let mut answers = Answers {
+        silent: sent,
+        ..Answers::default()
+    };
     let mut warned = false;
     while !answers.silent.is_empty() {
         let patience = Instant::now() + ANSWER_LIMIT;
@@ -125,7 +137,12 @@ async fn answers(
             continue;
         };
         let told = told?;
-        let Some(name) = told.event.data.request_sequence.and_then(|seq| answers.silent.remove(&seq)) else {
+        let Some(name) = told
+            .event
+            .data
+            .request_sequence
+            .and_then(|seq| answers.silent.remove(&seq))
+        else {
             continue;
         };
         if told.event.data.event == JobEventKind::Rejected {

@@ -75,7 +75,10 @@ impl Ending {
                 return None;
             }
         };
-        let took = status.completed_at.zip(status.started_at).map(|(end, start)| end.since(start));
+        let took = status
+            .completed_at
+            .zip(status.started_at)
+            .map(|(end, start)| end.since(start));
         Some(Self {
             job: record.metadata.name.clone(),
             word,
@@ -95,7 +98,12 @@ impl Ending {
     pub fn exit(&self) -> Exit {
         let fine = match self.outcome {
             Some(Outcome::Succeeded) => true,
-            Some(Outcome::PartiallyFailed | Outcome::Failed | Outcome::DeadlineExceeded | Outcome::Cancelled) => false,
+            Some(
+                Outcome::PartiallyFailed
+                | Outcome::Failed
+                | Outcome::DeadlineExceeded
+                | Outcome::Cancelled,
+            ) => false,
             // A round has no outcome; a job deleted while somebody waits for it did not get there.
             None => self.word == JobEventKind::RoundCompleted.token() && self.counts.failed == 0,
         };
@@ -109,8 +117,19 @@ impl Ending {
         if let Some(outcome) = self.outcome {
             let _ = write!(line, ": {outcome:?}");
         }
-        let Counts { desired, succeeded, failed, cancelled, .. } = self.counts;
-        let _ = write!(line, ", {succeeded} of {} on {}", text::count(desired as usize, "pull"), text::count(self.nodes.desired as usize, "node"));
+        let Counts {
+            desired,
+            succeeded,
+            failed,
+            cancelled,
+            ..
+        } = self.counts;
+        let _ = write!(
+            line,
+            ", {succeeded} of {} on {}",
+            text::count(desired as usize, "pull"),
+            text::count(self.nodes.desired as usize, "node")
+        );
         for (number, word) in [(failed, "failed"), (cancelled, "cancelled")] {
             if number > 0 {
                 let _ = write!(line, ", {number} {word}");
@@ -147,7 +166,14 @@ mod tests {
 
     fn ending(text: &str) -> Option<Ending> {
         let data: JobEvent = serde_json::from_str(text).unwrap();
-        let event = Event::new("job.x", String::new(), String::new(), String::new(), Timestamp::EPOCH, data);
+        let event = Event::new(
+            "job.x",
+            String::new(),
+            String::new(),
+            String::new(),
+            Timestamp::EPOCH,
+            data,
+        );
         Ending::of_event(&"base".parse().unwrap(), &event)
     }
 
@@ -170,10 +196,22 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_outcome() {
         for (text, exit) in [
-            (r#"{"event": "completed", "outcome": "Succeeded"}"#, Exit::Done),
-            (r#"{"event": "completed", "outcome": "Failed"}"#, Exit::JobFailed),
-            (r#"{"event": "completed", "outcome": "DeadlineExceeded"}"#, Exit::JobFailed),
-            (r#"{"event": "cancelled", "outcome": "Cancelled"}"#, Exit::JobFailed),
+            (
+                r#"{"event": "completed", "outcome": "Succeeded"}"#,
+                Exit::Done,
+            ),
+            (
+                r#"{"event": "completed", "outcome": "Failed"}"#,
+                Exit::JobFailed,
+            ),
+            (
+                r#"{"event": "completed", "outcome": "DeadlineExceeded"}"#,
+                Exit::JobFailed,
+            ),
+            (
+                r#"{"event": "cancelled", "outcome": "Cancelled"}"#,
+                Exit::JobFailed,
+            ),
             (r#"{"event": "deleted"}"#, Exit::JobFailed),
             (r#"{"event": "round-completed"}"#, Exit::Done),
         ] {
@@ -197,7 +235,15 @@ mod tests {
     #[test]
     fn long_lists_of_nodes_are_cut() {
         let nodes = (1..=10).map(|n| format!("n{n}").parse().unwrap()).collect();
-        let group = FailureGroup { kind: FailureKind::Timeout, pulls: 12, nodes, message: "slow".to_owned() };
-        assert_eq!(failure_line(&group), "  Timeout: 12 pulls on n1, n2, n3, n4, n5, n6, n7, n8 and 2 more: slow\n");
+        let group = FailureGroup {
+            kind: FailureKind::Timeout,
+            pulls: 12,
+            nodes,
+            message: "slow".to_owned(),
+        };
+        assert_eq!(
+            failure_line(&group),
+            "  Timeout: 12 pulls on n1, n2, n3, n4, n5, n6, n7, n8 and 2 more: slow\n"
+        );
     }
 }

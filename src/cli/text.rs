@@ -74,7 +74,12 @@ pub fn some_of<T: ToString>(names: &[T], most: usize) -> String {
 /// Rows as columns three spaces apart, the last one ragged. The first row is the heading.
 #[must_use]
 pub fn columns(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
     let widths: Vec<usize> = (0..).map_while(width).collect();
     let mut text = String::new();
     for row in rows {
@@ -92,7 +97,11 @@ pub fn columns(rows: &[Vec<String>]) -> String {
 #[must_use]
 pub fn bar(done: u64, total: u64, width: usize) -> String {
     let cells = u64::try_from(width).unwrap_or(0);
-    let full = if total == 0 { 0 } else { u128::from(done.min(total)) * u128::from(cells) / u128::from(total) };
+    let full = if total == 0 {
+        0
+    } else {
+        u128::from(done.min(total)) * u128::from(cells) / u128::from(total)
+    };
     let full = usize::try_from(full).unwrap_or(width);
     format!("{}{}", "█".repeat(full), "░".repeat(width - full))
 }
@@ -103,21 +112,44 @@ mod tests {
 
     #[test]
     fn bytes_have_one_decimal() {
-        for (number, text) in [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (1_048_576, "1.0 MiB"), (1_048_575, "1.0 MiB"), (1_503_238_553, "1.4 GiB"), (5 << 50, "5120.0 TiB")] {
+        for (number, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536, "1.5 KiB"),
+            (1_048_576, "1.0 MiB"),
+            (1_048_575, "1.0 MiB"),
+            (1_503_238_553, "1.4 GiB"),
+            (5 << 50, "5120.0 TiB"),
+        ] {
             assert_eq!(bytes(number), text);
         }
     }
 
     #[test]
     fn durations_have_two_units() {
-        for (millis, text) in [(0, "0ms"), (999, "999ms"), (1_500, "1.5s"), (12_000, "12s"), (192_000, "3m12s"), (3_600_000, "1h0m"), (90_000_000, "1d1h")] {
+        for (millis, text) in [
+            (0, "0ms"),
+            (999, "999ms"),
+            (1_500, "1.5s"),
+            (12_000, "12s"),
+            (192_000, "3m12s"),
+            (3_600_000, "1h0m"),
+            (90_000_000, "1d1h"),
+        ] {
             assert_eq!(duration(Duration::from_millis(millis)), text);
         }
     }
 
     #[test]
     fn ages_have_one_unit() {
-        for (seconds, text) in [(5, "5s"), (119, "119s"), (120, "2m"), (7_200, "2h"), (200_000, "2d")] {
+        for (seconds, text) in [
+            (5, "5s"),
+            (119, "119s"),
+            (120, "2m"),
+            (7_200, "2h"),
+            (200_000, "2d"),
+        ] {
             assert_eq!(age(Duration::from_secs(seconds)), text);
         }
     }
@@ -126,14 +158,24 @@ mod tests {
     fn lists_are_cut_with_a_count() {
         assert_eq!(some_of(&["a", "b", "c"], 2), "a, b and 1 more");
         assert_eq!(some_of(&["a"], 2), "a");
-        assert_eq!((count(1, "node"), count(2, "node")), ("1 node".to_owned(), "2 nodes".to_owned()));
+        assert_eq!(
+            (count(1, "node"), count(2, "node")),
+            ("1 node".to_owned(), "2 nodes".to_owned())
+        );
     }
 
     #[test]
     fn columns_line_up() {
         let row = |cells: [&str; 3]| cells.map(str::to_owned).to_vec();
-        let text = columns(&[row(["NAME", "AGE", "NOTE"]), row(["a", "12s", ""]), row(["abcdef", "1d", "x"])]);
-        assert_eq!(text, "NAME     AGE   NOTE\na        12s\nabcdef   1d    x\n");
+        let text = columns(&[
+            row(["NAME", "AGE", "NOTE"]),
+            row(["a", "12s", ""]),
+            row(["abcdef", "1d", "x"]),
+        ]);
+        assert_eq!(
+            text,
+            "NAME     AGE   NOTE\na        12s\nabcdef   1d    x\n"
+        );
     }
 
     #[test]

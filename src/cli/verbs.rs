@@ -45,5 +45,6 @@ pub async fn run(bus: &Bus, verb: JobVerb, args: &JobArgs) -> Result<(), Failure
 /// # Errors
 /// It is not a DNS-1123 subdomain.
 pub fn job_name(text: &str) -> Result<JobName, Failure> {
-    text.parse().map_err(|error| Failure::input(format!("job name: {error}")))
+    text.parse()
+        .map_err(|error| Failure::input(format!("job name: {error}")))
 }

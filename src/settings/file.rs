@@ -188,7 +188,9 @@ mod tests {
     #[test]
     fn an_argument_that_is_no_setting_is_left_alone() {
         let file = parse("labels: a=b").unwrap();
-        let matches = file.weigh_in(command()).get_matches_from(["prewarm", "run"]);
+        let matches = file
+            .weigh_in(command())
+            .get_matches_from(["prewarm", "run"]);
         let (_, run) = matches.subcommand().unwrap();
         assert_eq!(run.get_one::<String>("labels"), None);
     }

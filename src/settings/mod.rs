@@ -8,7 +8,7 @@ pub mod broker;
 pub mod file;
 mod nats_context;
 pub mod registry;
-pub mod size;
+pub mod span;
 pub mod telemetry;
 pub mod worker;
 

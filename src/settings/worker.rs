@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::size::{Bytes, FreeSpace};
 use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::selector::{check_label_key, check_label_value};
+use crate::image::size::DiskReserve;
 
 /// The node and its runtime.
 #[derive(clap::Args, Clone, Default)]
@@ -109,10 +109,8 @@ pub struct NodeSettings {
     pub labels: BTreeMap<String, String>,
     /// Pulls at once.
     pub capacity: u32,
-    /// Bytes a second for all pulls together; `None`: no limit.
-    pub bandwidth_limit: Option<u64>,
     /// How much of the images' disk stays free.
-    pub min_free_disk: FreeSpace,
+    pub min_free_disk: DiskReserve,
     /// Where images go.
     pub runtime: RuntimeChoice,
 }
@@ -126,12 +124,8 @@ impl WorkerArgs {
         };
         let labels = labels("labels", given(self.labels.as_deref()), check);
         let capacity = check.number("capacity", Some(&self.capacity), (1, MAX_CAPACITY));
-        let bandwidth_limit = check.parsed("bandwidth-limit", self.bandwidth_limit.as_deref());
-        if bandwidth_limit == Some(Bytes(0)) {
-            check.problem(
-                "bandwidth-limit",
-                "0 bytes a second would never end; leave it out for no limit",
-            );
+        if given(self.bandwidth_limit.as_deref()).is_some() {
+            check.problem("bandwidth-limit", "this version cannot limit the bandwidth of pulls yet; limit how many there are with capacity or a job's parallelism");
         }
         let min_free_disk = check.parsed("min-free-disk", Some(&self.min_free_disk));
         let runtime = match self.runtime.trim() {
@@ -149,7 +143,6 @@ impl WorkerArgs {
             node: node?,
             labels,
             capacity: capacity?,
-            bandwidth_limit: bandwidth_limit.map(|Bytes(bytes)| bytes),
             min_free_disk: min_free_disk?,
             runtime: runtime?,
         })
@@ -310,14 +303,14 @@ mod tests {
         args.node = Some("node one".to_owned());
         args.capacity = "65".to_owned();
         args.min_free_disk = "lots".to_owned();
-        args.bandwidth_limit = Some("0".to_owned());
+        args.bandwidth_limit = Some("50MB".to_owned());
         args.containerd.containerd_address = "containerd.sock".to_owned();
         args.containerd.snapshotter = "over lay".to_owned();
         let problems = checked(&args, "a").unwrap_err();
         let begins = [
             "--node: \"node one\" is not a DNS-1123 subdomain",
             "--capacity: \"65\"",
-            "--bandwidth-limit: 0",
+            "--bandwidth-limit: ",
             "--min-free-disk: ",
             "--containerd-address: ",
             "--snapshotter: ",

@@ -54,7 +54,12 @@ where
     parsed.map_err(|error: N::Err| Failure::input(format!("name: {error}")))
 }
 
-async fn list<T: Listed>(bus: &Bus, bucket: &str, key: Option<String>, args: &GetArgs) -> Result<(), Failure> {
+async fn list<T: Listed>(
+    bus: &Bus,
+    bucket: &str,
+    key: Option<String>,
+    args: &GetArgs,
+) -> Result<(), Failure> {
     let mut bucket = Bucket::open(bus, bucket, key.as_deref()).await?;
     let mut records: BTreeMap<String, T> = BTreeMap::new();
     while let Some(change) = bucket.next_stored::<T>().await? {
@@ -98,7 +103,11 @@ fn whole<T: Listed>(records: &[T], args: &GetArgs) -> Result<String, Failure> {
 }
 
 /// What is there, then each change: a row, or an item of data.
-async fn watch<T: Listed>(mut bucket: Bucket, records: BTreeMap<String, T>, args: &GetArgs) -> Result<(), Failure> {
+async fn watch<T: Listed>(
+    mut bucket: Bucket,
+    records: BTreeMap<String, T>,
+    args: &GetArgs,
+) -> Result<(), Failure> {
     let wide = args.output == ListFormat::Wide;
     let format = data_format(args.output);
     let mut table = Table::default();
@@ -117,7 +126,11 @@ async fn watch<T: Listed>(mut bucket: Bucket, records: BTreeMap<String, T>, args
         match (&change.record, format) {
             (Some(record), None) => print(&table.rows(&[record.row(wide, now())]))?,
             (Some(record), format) => print_item(format, record)?,
-            (None, _) => tell(&format!("{} {} is gone", T::WORD, change.key.replace('_', "."))),
+            (None, _) => tell(&format!(
+                "{} {} is gone",
+                T::WORD,
+                change.key.replace('_', ".")
+            )),
         }
     }
 }
@@ -143,7 +156,9 @@ impl Table {
         }
         for row in rows {
             let cells = row.iter().zip(&self.widths);
-            let line: String = cells.map(|(cell, width)| format!("{cell:<width$}   ")).collect();
+            let line: String = cells
+                .map(|(cell, width)| format!("{cell:<width$}   "))
+                .collect();
             text.push_str(line.trim_end());
             text.push('\n');
         }

@@ -12,7 +12,11 @@ fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
 
 /// A cell is never empty, so that columns can be counted by programs, too.
 fn or_dash(text: String) -> String {
-    if text.is_empty() { "-".to_owned() } else { text }
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
 }
 
 impl Listed for JobRecord {
@@ -21,7 +25,14 @@ impl Listed for JobRecord {
     fn heading(wide: bool) -> Vec<String> {
         let mut heading = cells(["NAME", "PHASE", "PULLS", "FAILED", "NODES", "AGE"]);
         if wide {
-            heading.extend(cells(["ROUND", "PARALLELISM", "PRIORITY", "BYTES", "IMAGES", "MESSAGE"]));
+            heading.extend(cells([
+                "ROUND",
+                "PARALLELISM",
+                "PRIORITY",
+                "BYTES",
+                "IMAGES",
+                "MESSAGE",
+            ]));
         }
         heading
     }
@@ -58,7 +69,15 @@ impl Listed for NodeRecord {
     const WORD: &'static str = "node";
 
     fn heading(wide: bool) -> Vec<String> {
-        let mut heading = cells(["NAME", "STATUS", "SINCE", "RUNTIME", "PLATFORM", "CAPACITY", "DISK FREE"]);
+        let mut heading = cells([
+            "NAME",
+            "STATUS",
+            "SINCE",
+            "RUNTIME",
+            "PLATFORM",
+            "CAPACITY",
+            "DISK FREE",
+        ]);
         if wide {
             heading.extend(cells(["VERSION", "LABELS"]));
         }
@@ -80,7 +99,12 @@ impl Listed for NodeRecord {
             text::bytes(self.facts.disk_free_bytes),
         ];
         if wide {
-            let labels: Vec<String> = self.facts.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let labels: Vec<String> = self
+                .facts
+                .labels
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
             row.extend([self.facts.version.clone(), or_dash(labels.join(","))]);
         }
         row
@@ -121,7 +145,13 @@ mod tests {
              base   PartiallyFailed   5/6     1        1/2     5m\n"
         );
         let wide = table::<JobRecord>(record, true);
-        assert!(wide.contains("25%") && wide.contains("docker.io/library/nginx:1, docker.io/library/redis:7 and 1 more   -"), "{wide}");
+        assert!(
+            wide.contains("25%")
+                && wide.contains(
+                    "docker.io/library/nginx:1, docker.io/library/redis:7 and 1 more   -"
+                ),
+            "{wide}"
+        );
     }
 
     #[test]

@@ -89,7 +89,12 @@ impl Jobs {
                 .map(|ending| BTreeMap::from([(name.clone(), ending)])),
             Self::Accepted(jobs) => jobs
                 .keys()
-                .map(|name| Some((name.clone(), ending(name).filter(|ending| ending.event.is_some())?)))
+                .map(|name| {
+                    Some((
+                        name.clone(),
+                        ending(name).filter(|ending| ending.event.is_some())?,
+                    ))
+                })
                 .collect(),
         }
     }
@@ -111,9 +116,15 @@ pub enum Place {
 pub async fn run(bus: &Bus, args: &WatchArgs) -> Result<(), Failure> {
     let events = journal::stream(bus, &bus.subjects.events_stream()).await?;
     let after = events.cached_info().state.last_sequence;
-    let limit = args.timeout.map(|timeout| (Instant::now() + timeout.0, timeout.0));
+    let limit = args
+        .timeout
+        .map(|timeout| (Instant::now() + timeout.0, timeout.0));
     let Some(job) = &args.job else {
-        let watch = Watch { jobs: Jobs::All, after, limit };
+        let watch = Watch {
+            jobs: Jobs::All,
+            after,
+            limit,
+        };
         return follow(bus, watch, Place::Stdout).await.map(drop);
     };
     let job = verbs::job_name(job)?;
@@ -122,7 +133,11 @@ pub async fn run(bus: &Bus, args: &WatchArgs) -> Result<(), Failure> {
     if records.is_empty() {
         return Err(Failure::input(format!("there is no job {job}")));
     }
-    let watch = Watch { jobs: Jobs::Existing(job), after, limit };
+    let watch = Watch {
+        jobs: Jobs::Existing(job),
+        after,
+        limit,
+    };
     let endings = follow(bus, watch, Place::Stdout).await?;
     for ending in endings.values() {
         print(&ending.lines())?;
@@ -136,7 +151,10 @@ pub async fn run(bus: &Bus, args: &WatchArgs) -> Result<(), Failure> {
 /// The exit code for several jobs: that of one that did not succeed, if any.
 #[must_use]
 pub fn worst(endings: &BTreeMap<JobName, Ending>) -> Exit {
-    let bad = endings.values().map(Ending::exit).find(|exit| *exit != Exit::Done);
+    let bad = endings
+        .values()
+        .map(Ending::exit)
+        .find(|exit| *exit != Exit::Done);
     bad.unwrap_or(Exit::Done)
 }
 
@@ -144,7 +162,11 @@ pub fn worst(endings: &BTreeMap<JobName, Ending>) -> Exit {
 ///
 /// # Errors
 /// The limit passes, or the broker refuses to be read.
-pub async fn follow(bus: &Bus, watch: Watch, place: Place) -> Result<BTreeMap<JobName, Ending>, Failure> {
+pub async fn follow(
+    bus: &Bus,
+    watch: Watch,
+    place: Place,
+) -> Result<BTreeMap<JobName, Ending>, Failure> {
     let mut session = Session::open(bus, watch, place).await?;
     let outcome = session.run().await;
     session.screen.clear();
@@ -176,7 +198,15 @@ impl Session {
         let records = Bucket::open(bus, &bus.subjects.jobs_bucket(), key.as_deref()).await?;
         let screen = Screen::new(place);
         let subjects = bus.subjects.clone();
-        Ok(Self { watch, state: State::default(), records, events, progress, screen, subjects })
+        Ok(Self {
+            watch,
+            state: State::default(),
+            records,
+            events,
+            progress,
+            screen,
+            subjects,
+        })
     }
 
     async fn run(&mut self) -> Result<BTreeMap<JobName, Ending>, Failure> {
@@ -253,7 +283,12 @@ impl Session {
 
     fn out_of_time(&self) -> Failure {
         let waited = self.watch.limit.map(|(_, limit)| limit).unwrap_or_default();
-        let ended = |name: &JobName| self.state.jobs.get(name).is_some_and(|job| job.ending.is_some());
+        let ended = |name: &JobName| {
+            self.state
+                .jobs
+                .get(name)
+                .is_some_and(|job| job.ending.is_some())
+        };
         let names: Vec<&JobName> = match &self.watch.jobs {
             Jobs::All => Vec::new(),
             Jobs::Existing(name) => vec![name],
@@ -263,8 +298,13 @@ impl Session {
         if names.is_empty() {
             return Failure::timed_out(format!("watched for {waited}"));
         }
-        Failure::timed_out(format!("job/{} has not ended within {waited}", text::some_of(&names, 3)))
-            .advise("it goes on; look at it with `prewarm describe job`, or end it with `prewarm cancel`")
+        Failure::timed_out(format!(
+            "job/{} has not ended within {waited}",
+            text::some_of(&names, 3)
+        ))
+        .advise(
+            "it goes on; look at it with `prewarm describe job`, or end it with `prewarm cancel`",
+        )
     }
 }
 
@@ -294,8 +334,15 @@ impl Fact {
 }
 
 enum Screen {
-    Bars { all: MultiProgress, lines: Vec<ProgressBar> },
-    Lines { place: Place, ticks: u32, said: BTreeMap<JobName, String> },
+    Bars {
+        all: MultiProgress,
+        lines: Vec<ProgressBar>,
+    },
+    Lines {
+        place: Place,
+        ticks: u32,
+        said: BTreeMap<JobName, String>,
+    },
 }
 
 impl Screen {
@@ -305,13 +352,20 @@ impl Screen {
             Place::Stderr => std::io::stderr().is_terminal(),
         };
         if !terminal {
-            return Self::Lines { place, ticks: 0, said: BTreeMap::new() };
+            return Self::Lines {
+                place,
+                ticks: 0,
+                said: BTreeMap::new(),
+            };
         }
         let target = match place {
             Place::Stdout => ProgressDrawTarget::stdout(),
             Place::Stderr => ProgressDrawTarget::stderr(),
         };
-        Self::Bars { all: MultiProgress::with_draw_target(target), lines: Vec::new() }
+        Self::Bars {
+            all: MultiProgress::with_draw_target(target),
+            lines: Vec::new(),
+        }
     }
 
     fn tick(&self) -> Duration {
@@ -321,7 +375,11 @@ impl Screen {
         }
     }
 
-    fn show(&mut self, state: &mut State, now: crate::domain::time::Timestamp) -> Result<(), Failure> {
+    fn show(
+        &mut self,
+        state: &mut State,
+        now: crate::domain::time::Timestamp,
+    ) -> Result<(), Failure> {
         match self {
             Self::Bars { all, lines } => {
                 for job in state.jobs.values_mut() {

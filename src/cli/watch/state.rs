@@ -28,7 +28,7 @@ const MAX_SAMPLES: usize = 64;
 
 /// Something a watcher learns.
 #[derive(Clone, Debug)]
-pub enum Input {
+pub(super) enum Input {
     /// A job's record changed.
     Record(Box<JobRecord>),
     /// A job's record is gone.
@@ -43,7 +43,7 @@ pub enum Input {
 
 /// One pull that goes on.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ActivePull {
+pub(super) struct ActivePull {
     /// The image.
     pub image: ImageRef,
     /// Which attempt.
@@ -58,7 +58,7 @@ pub struct ActivePull {
 
 /// One pull that ended since the last look.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EndedPull {
+pub(super) struct EndedPull {
     /// The node.
     pub node: NodeName,
     /// The image.
@@ -69,7 +69,7 @@ pub struct EndedPull {
 
 /// One job.
 #[derive(Clone, Debug, Default)]
-pub struct Job {
+pub(super) struct Job {
     /// Its record, once seen.
     pub record: Option<JobRecord>,
     /// How it ended, if it has.
@@ -83,7 +83,7 @@ pub struct Job {
 
 /// Everything a watcher knows.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub(super) struct State {
     /// Jobs by name.
     pub jobs: BTreeMap<JobName, Job>,
     /// Pulls that go on.
@@ -92,7 +92,7 @@ pub struct State {
 
 impl State {
     /// Learns something.
-    pub fn handle(&mut self, now: Timestamp, input: Input) {
+    pub(super) fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
             Input::Record(record) => self.handle_record(*record),
             Input::Forgotten(name) => {
@@ -109,7 +109,11 @@ impl State {
     fn handle_record(&mut self, record: JobRecord) {
         let name = record.metadata.name.clone();
         let job = self.jobs.entry(name.clone()).or_default();
-        if job.ending.as_ref().is_none_or(|ending| is_outdated(ending, &record)) {
+        if job
+            .ending
+            .as_ref()
+            .is_none_or(|ending| is_outdated(ending, &record))
+        {
             job.ending = Ending::of_record(&record);
         }
         let finished = record.status.phase.is_finished();
@@ -156,7 +160,13 @@ impl State {
         }
     }
 
-    fn show(&mut self, key: PullKey, event: &TaskEvent, heard: Timestamp, waiting_after: Option<FailureKind>) {
+    fn show(
+        &mut self,
+        key: PullKey,
+        event: &TaskEvent,
+        heard: Timestamp,
+        waiting_after: Option<FailureKind>,
+    ) {
         if self.pulls.len() >= MAX_PULLS && !self.pulls.contains_key(&key) {
             return;
         }
@@ -187,15 +197,20 @@ impl State {
     }
 
     /// Forgets pulls nobody speaks of any more, and takes a sample for the rates.
-    pub fn tick(&mut self, now: Timestamp) {
+    pub(super) fn tick(&mut self, now: Timestamp) {
         self.pulls.retain(|_, pull| now.since(pull.heard) < SILENCE);
         let names: Vec<JobName> = self.jobs.keys().cloned().collect();
         for name in names {
             let bytes = self.bytes(&name);
-            let Some(job) = self.jobs.get_mut(&name) else { continue };
+            let Some(job) = self.jobs.get_mut(&name) else {
+                continue;
+            };
             job.samples.push_back((now, bytes));
             while job.samples.len() > MAX_SAMPLES
-                || job.samples.front().is_some_and(|(at, _)| now.since(*at) > RATE_WINDOW)
+                || job
+                    .samples
+                    .front()
+                    .is_some_and(|(at, _)| now.since(*at) > RATE_WINDOW)
             {
                 job.samples.pop_front();
             }
@@ -204,25 +219,32 @@ impl State {
 
     /// Compressed bytes a job has moved, those of its running pulls included.
     #[must_use]
-    pub fn bytes(&self, name: &JobName) -> u64 {
+    pub(super) fn bytes(&self, name: &JobName) -> u64 {
         let record = self.jobs.get(name).and_then(|job| job.record.as_ref());
-        let ended = record.map_or(0, |record| record.status.bytes_registry + record.status.bytes_elsewhere);
+        let ended = record.map_or(0, |record| {
+            record.status.bytes_registry + record.status.bytes_elsewhere
+        });
         let active = self.pulls.iter().filter(|(key, _)| key.job == *name);
-        ended + active.map(|(_, pull)| pull.progress.bytes_done).sum::<u64>()
+        ended
+            + active
+                .map(|(_, pull)| pull.progress.bytes_done)
+                .sum::<u64>()
     }
 
     /// Bytes a second over the last few seconds; `None` before there are two samples.
     #[must_use]
-    pub fn rate(&self, name: &JobName) -> Option<u64> {
+    pub(super) fn rate(&self, name: &JobName) -> Option<u64> {
         let samples = &self.jobs.get(name)?.samples;
         let ((first_at, first), (last_at, last)) = (samples.front()?, samples.back()?);
-        let millis = u64::try_from(last_at.since(*first_at).as_millis()).ok().filter(|millis| *millis > 0)?;
+        let millis = u64::try_from(last_at.since(*first_at).as_millis())
+            .ok()
+            .filter(|millis| *millis > 0)?;
         Some(last.saturating_sub(*first).saturating_mul(1_000) / millis)
     }
 
     /// When the job will be done if it goes on as it did so far; `None` while that cannot be said.
     #[must_use]
-    pub fn time_left(&self, name: &JobName, now: Timestamp) -> Option<Duration> {
+    pub(super) fn time_left(&self, name: &JobName, now: Timestamp) -> Option<Duration> {
         let record = self.jobs.get(name)?.record.as_ref()?;
         let status = &record.status;
         if status.phase != JobPhase::Running || status.counts.desired == 0 {
@@ -256,6 +278,8 @@ fn fraction(progress: &PullProgress) -> f64 {
         PullPhase::Unpacking => 0.9,
         PullPhase::Downloading if progress.bytes_total == 0 => 0.0,
         #[expect(clippy::cast_precision_loss, reason = "a share needs no 64 bits")]
-        PullPhase::Downloading => 0.9 * (progress.bytes_done as f64 / progress.bytes_total as f64).min(1.0),
+        PullPhase::Downloading => {
+            0.9 * (progress.bytes_done as f64 / progress.bytes_total as f64).min(1.0)
+        }
     }
 }

@@ -36,7 +36,14 @@ fn record(phase: &str, succeeded: u32, failed: u32, active: u32, bytes: u64) -> 
 
 fn told(data: serde_json::Value) -> Input {
     let data = serde_json::from_value(data).unwrap();
-    let event = Event::new("job.x", String::new(), String::new(), String::new(), START, data);
+    let event = Event::new(
+        "job.x",
+        String::new(),
+        String::new(),
+        String::new(),
+        START,
+        data,
+    );
     Input::Job(name(), Box::new(event))
 }
 
@@ -82,7 +89,11 @@ fn bars_show_the_job_and_its_pulls() {
             "  ░░░░░░░░░░░░  node-7  example.com/app:1  waiting after RateLimited",
         ]
     );
-    assert_eq!(bars(&state, at(10), 1).len(), 2, "only as many pulls as there is room for");
+    assert_eq!(
+        bars(&state, at(10), 1).len(),
+        2,
+        "only as many pulls as there is room for"
+    );
 }
 
 #[test]
@@ -94,7 +105,11 @@ fn a_pull_that_fell_silent_is_no_longer_shown() {
     state.handle(at(0), task("node-2", failed));
     state.tick(at(11));
     let shown: Vec<&str> = state.pulls.keys().map(|key| key.node.as_str()).collect();
-    assert_eq!(shown, ["node-2"], "one that waits is not silent before its time");
+    assert_eq!(
+        shown,
+        ["node-2"],
+        "one that waits is not silent before its time"
+    );
 }
 
 #[test]
@@ -103,9 +118,13 @@ fn news_are_batched_and_told_once() {
     state.handle(at(0), record("Running", 0, 0, 2, 0));
     state.handle(at(0), told(json!({"event": "started"})));
     for node in 1..=7 {
-        state.handle(at(1), task(&format!("node-{node}"), json!({"state": "succeeded"})));
+        state.handle(
+            at(1),
+            task(&format!("node-{node}"), json!({"state": "succeeded"})),
+        );
     }
-    let failure = json!({"state": "failed", "failure": {"kind": "ImageNotFound", "message": "no such tag"}});
+    let failure =
+        json!({"state": "failed", "failure": {"kind": "ImageNotFound", "message": "no such tag"}});
     state.handle(at(1), task("node-8", failure));
     let job = state.jobs.get_mut(&name()).unwrap();
     assert_eq!(
@@ -124,7 +143,10 @@ fn a_standing_is_given_until_the_end() {
     let mut state = State::default();
     assert_eq!(standing(&state, &name(), at(0)), None);
     state.handle(at(0), record("Paused", 5, 0, 0, 1 << 20));
-    assert_eq!(standing(&state, &name(), at(3)).unwrap(), "base: 5 of 10 pulls, 5 of 10 nodes, paused, 1.0 MiB");
+    assert_eq!(
+        standing(&state, &name(), at(3)).unwrap(),
+        "base: 5 of 10 pulls, 5 of 10 nodes, paused, 1.0 MiB"
+    );
     state.handle(at(4), record("Completed", 10, 0, 0, 1 << 20));
     assert_eq!(standing(&state, &name(), at(4)), None);
 }
@@ -135,7 +157,10 @@ fn time_left_is_not_guessed_from_nothing() {
     state.handle(at(0), record("Running", 0, 0, 1, 0));
     assert_eq!(state.time_left(&name(), at(10)), None);
     state.handle(at(10), record("Running", 5, 0, 1, 0));
-    assert_eq!(state.time_left(&name(), at(10)), Some(Duration::from_secs(10)));
+    assert_eq!(
+        state.time_left(&name(), at(10)),
+        Some(Duration::from_secs(10))
+    );
     state.handle(at(10), record("Running", 10, 0, 0, 0));
     assert_eq!(state.time_left(&name(), at(10)), None);
 }
@@ -147,7 +172,10 @@ fn the_end_comes_by_event_or_by_record_and_a_rerun_takes_it_back() {
     let run = json!({"uid": "u", "generation": 1, "round": 1});
     let completed = with(json!({"event": "completed", "outcome": "Succeeded"}), run);
     state.handle(at(1), told(completed));
-    assert_eq!(state.jobs[&name()].ending.as_ref().unwrap().exit(), Exit::Done);
+    assert_eq!(
+        state.jobs[&name()].ending.as_ref().unwrap().exit(),
+        Exit::Done
+    );
     // The record of the same run, written before the end, does not take it back.
     state.handle(at(1), record("Running", 9, 0, 1, 0));
     assert!(state.jobs[&name()].ending.is_some());

@@ -23,13 +23,18 @@ const NAMES_SHOWN: usize = 5;
 
 /// A line for every job, each followed by lines for its pulls, at most `most_pulls` of them altogether.
 #[must_use]
-pub fn bars(state: &State, now: Timestamp, most_pulls: usize) -> Vec<String> {
+pub(super) fn bars(state: &State, now: Timestamp, most_pulls: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut left = most_pulls;
     for (name, job) in &state.jobs {
         let Some(record) = &job.record else { continue };
         lines.push(job_bar(state, name, record, now));
-        for (key, pull) in state.pulls.iter().filter(|(key, _)| key.job == *name).take(left) {
+        for (key, pull) in state
+            .pulls
+            .iter()
+            .filter(|(key, _)| key.job == *name)
+            .take(left)
+        {
             left -= 1;
             lines.push(pull_bar(key, pull));
         }
@@ -44,7 +49,12 @@ fn job_bar(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) ->
 }
 
 fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) -> String {
-    let Counts { desired, failed, active, .. } = record.status.counts;
+    let Counts {
+        desired,
+        failed,
+        active,
+        ..
+    } = record.status.counts;
     let finished = record.status.counts.finished();
     let mut words = format!("{finished} of {}", text::count(desired as usize, "pull"));
     if active > 0 {
@@ -54,7 +64,12 @@ fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) 
         let _ = write!(words, ", {failed} failed");
     }
     let nodes = record.status.nodes;
-    let _ = write!(words, ", {} of {}", nodes.succeeded, text::count(nodes.desired as usize, "node"));
+    let _ = write!(
+        words,
+        ", {} of {}",
+        nodes.succeeded,
+        text::count(nodes.desired as usize, "node")
+    );
     match record.status.phase {
         JobPhase::Running => {}
         JobPhase::Resolving => words.push_str(", resolving tags"),
@@ -86,7 +101,10 @@ fn pull_bar(key: &PullKey, pull: &ActivePull) -> String {
         (None, PullPhase::Resolving) => line.push_str("resolving"),
         (None, PullPhase::Unpacking) => line.push_str("unpacking"),
         (None, PullPhase::Downloading) => {
-            let (done, total) = (text::bytes(progress.bytes_done), text::bytes(progress.bytes_total));
+            let (done, total) = (
+                text::bytes(progress.bytes_done),
+                text::bytes(progress.bytes_total),
+            );
             let _ = write!(line, "{done} of {total}");
         }
     }
@@ -98,15 +116,19 @@ fn pull_bar(key: &PullKey, pull: &ActivePull) -> String {
 
 /// What is new of a job since the last look, one line each; the last look's news are taken.
 #[must_use]
-pub fn news(name: &JobName, job: &mut Job) -> Vec<String> {
+pub(super) fn news(name: &JobName, job: &mut Job) -> Vec<String> {
     let mut lines = Vec::new();
     for event in job.news.drain(..) {
         lines.extend(news_line(name, event, job.record.as_ref()));
     }
-    let (succeeded, failed): (Vec<_>, Vec<_>) = job.ended.drain(..).partition(|pull| pull.failure.is_none());
+    let (succeeded, failed): (Vec<_>, Vec<_>) =
+        job.ended.drain(..).partition(|pull| pull.failure.is_none());
     if !succeeded.is_empty() {
         let pulls = text::count(succeeded.len(), "pull");
-        lines.push(format!("{name}: {pulls} succeeded on {}", nodes_of(&succeeded)));
+        lines.push(format!(
+            "{name}: {pulls} succeeded on {}",
+            nodes_of(&succeeded)
+        ));
     }
     let mut by_kind: BTreeMap<FailureKind, Vec<EndedPull>> = BTreeMap::new();
     for pull in failed {
@@ -115,9 +137,15 @@ pub fn news(name: &JobName, job: &mut Job) -> Vec<String> {
         }
     }
     for (kind, pulls) in by_kind {
-        let said = pulls.iter().find_map(|pull| pull.failure.as_ref().map(|(_, said)| said.as_str()));
+        let said = pulls
+            .iter()
+            .find_map(|pull| pull.failure.as_ref().map(|(_, said)| said.as_str()));
         let count = text::count(pulls.len(), "pull");
-        lines.push(format!("{name}: {count} failed on {}: {kind}: {}", nodes_of(&pulls), said.unwrap_or_default()));
+        lines.push(format!(
+            "{name}: {count} failed on {}: {kind}: {}",
+            nodes_of(&pulls),
+            said.unwrap_or_default()
+        ));
     }
     lines
 }
@@ -128,7 +156,10 @@ fn news_line(name: &JobName, event: JobEventKind, record: Option<&JobRecord>) ->
         JobEventKind::Started => Some(match record {
             Some(record) => {
                 let status = &record.status;
-                let (pulls, nodes) = (status.counts.desired as usize, status.nodes.desired as usize);
+                let (pulls, nodes) = (
+                    status.counts.desired as usize,
+                    status.nodes.desired as usize,
+                );
                 format!(
                     "{name}: started: {} on {}, at most {} at once",
                     text::count(pulls, "pull"),
@@ -138,9 +169,10 @@ fn news_line(name: &JobName, event: JobEventKind, record: Option<&JobRecord>) ->
             }
             None => format!("{name}: started"),
         }),
-        JobEventKind::Paused | JobEventKind::Resumed | JobEventKind::Accepted | JobEventKind::Rejected => {
-            Some(format!("{name}: {}", event.token()))
-        }
+        JobEventKind::Paused
+        | JobEventKind::Resumed
+        | JobEventKind::Accepted
+        | JobEventKind::Rejected => Some(format!("{name}: {}", event.token())),
         JobEventKind::Completed
         | JobEventKind::Cancelled
         | JobEventKind::Deleted
@@ -157,7 +189,7 @@ fn nodes_of(pulls: &[EndedPull]) -> String {
 
 /// Where a job stands, in one line; `None` before its record was seen and after its end.
 #[must_use]
-pub fn standing(state: &State, name: &JobName, now: Timestamp) -> Option<String> {
+pub(super) fn standing(state: &State, name: &JobName, now: Timestamp) -> Option<String> {
     let record = state.jobs.get(name)?.record.as_ref()?;
     (!record.status.phase.is_finished())
         .then(|| format!("{name}: {}", job_words(state, name, record, now)))
