@@ -13,7 +13,6 @@ pub mod cli;
 pub mod dispatch;
 pub mod domain;
 pub mod image;
-pub mod settings;
 pub mod telemetry;
 pub mod wire;
 pub mod work;

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::output::DataFormat;
-use crate::settings::broker::BrokerArgs;
-use crate::settings::registry::RegistryArgs;
-use crate::settings::span::Span;
-use crate::settings::telemetry::TelemetryArgs;
-use crate::settings::worker::{ContainerdArgs, WorkerArgs};
+use super::settings::broker::BrokerArgs;
+use super::settings::dispatcher::DispatcherArgs;
+use super::settings::registry::RegistryArgs;
+use super::settings::simulated::SimulatedArgs;
+use super::settings::span::Span;
+use super::settings::telemetry::TelemetryArgs;
+use super::settings::worker::{ContainerdArgs, WorkerArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -47,7 +49,7 @@ pub enum Command {
     /// Run everything in one process on this machine; starts nats-server if no broker is given
     Up(UpArgs),
     /// Run the dispatcher: it makes pull tasks of jobs and keeps the books
-    Dispatcher(DispatcherArgs),
+    Dispatcher(DispatcherRoleArgs),
     /// Run a node's worker: it pulls the node's images
     Worker(WorkerRoleArgs),
     /// Put images on nodes
@@ -90,50 +92,18 @@ pub enum Command {
 /// A length of time on the command line.
 fn span(text: &str) -> Result<Span, String> {
     text.parse()
-        .map_err(|error: crate::settings::span::SpanError| error.to_string())
-}
-
-/// The dispatcher's settings.
-#[derive(Args, Clone)]
-#[command(next_help_heading = "Dispatcher")]
-pub struct DispatcherSettingsArgs {
-    /// Copies the broker keeps of streams and buckets: 1, 3 or 5
-    #[arg(
-        long,
-        env = "PREWARM_REPLICAS",
-        value_name = "NUMBER",
-        default_value = "1"
-    )]
-    pub replicas: String,
+        .map_err(|error: super::settings::span::SpanError| error.to_string())
 }
 
 /// `prewarm dispatcher`.
 #[derive(Args)]
-pub struct DispatcherArgs {
+pub struct DispatcherRoleArgs {
     /// Its own settings.
     #[command(flatten)]
-    pub dispatcher: DispatcherSettingsArgs,
+    pub dispatcher: DispatcherArgs,
     /// How it resolves tags.
     #[command(flatten)]
     pub registries: RegistryArgs,
-}
-
-/// How the simulated runtime behaves.
-#[derive(Args, Clone)]
-#[command(next_help_heading = "Simulated runtime")]
-pub struct SimulatedArgs {
-    /// How long a pull takes: 250ms, or 100ms..2s
-    #[arg(long, value_name = "TIME", default_value = "500ms..2s")]
-    pub simulated_latency: String,
-    /// Share of attempts that fail, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value = "0")]
-    pub simulated_failure_rate: String,
-    /// Mean size of an image
-    #[arg(long, value_name = "BYTES", default_value = "100MiB")]
-    pub simulated_image_size: String,
-    /// The same number makes the same draws
-    #[arg(long, value_name = "NUMBER", default_value = "1")]
-    pub simulated_seed: String,
 }
 
 /// `prewarm worker`.
@@ -158,7 +128,7 @@ pub struct UpArgs {
     pub worker: WorkerRoleArgs,
     /// The dispatcher's settings.
     #[command(flatten)]
-    pub dispatcher: DispatcherSettingsArgs,
+    pub dispatcher: DispatcherArgs,
     /// The nats-server to start [default: the one on PATH]
     #[arg(long, value_name = "FILE", help_heading = "Up")]
     pub nats_server: Option<PathBuf>,
@@ -363,7 +333,7 @@ pub struct CheckArgs {
     /// Also ask its registry for this image; may be given again
     #[arg(long, value_name = "IMAGE")]
     pub image: Vec<String>,
-    /// containerd to look at containerd too, or none to leave it out
+    /// containerd to look at containerd too, simulated to leave it out
     #[arg(
         long,
         env = "PREWARM_RUNTIME",

@@ -11,8 +11,8 @@ use super::journal::{self, Entry, From, Journal};
 use super::output::print;
 use super::{now, text, verbs};
 use crate::bus::Bus;
+use crate::cli::settings::span::Span;
 use crate::domain::time::Timestamp;
-use crate::settings::span::Span;
 use crate::wire::event::{
     Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind, PullState, TaskEvent,
 };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::bus::connect::ConnectFailure;
-use crate::settings::BadSettings;
+use crate::cli::settings::BadSettings;
 
 /// What an exit code means. Scripts rely on the numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

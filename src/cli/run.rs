@@ -5,9 +5,9 @@ use serde_json::{Map, Value, json};
 use super::args::RunArgs;
 use super::exit::Failure;
 use super::submit::Checked;
+use crate::cli::settings::worker::labels;
+use crate::cli::settings::{Check, Sources};
 use crate::domain::image::ImageRef;
-use crate::settings::worker::labels;
-use crate::settings::{Check, Sources};
 use crate::wire::event::Problem;
 use crate::wire::manifest::{API_VERSION, KIND, read};
 
@@ -107,7 +107,7 @@ fn fill(spec: &mut Map<String, Value>, args: &RunArgs) {
         ("backoffLimit", args.backoff_limit.as_deref().map(number)),
     ]);
     set("pullPolicy", policy);
-    let seconds = |span: crate::settings::span::Span| Value::from(span.as_seconds());
+    let seconds = |span: crate::cli::settings::span::Span| Value::from(span.as_seconds());
     let completion = object([
         ("type", args.never.then(|| Value::from("Never"))),
         ("activeDeadlineSeconds", args.deadline.map(seconds)),

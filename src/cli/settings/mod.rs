@@ -5,9 +5,11 @@
 //! [`Check`] reads them, which names every problem at once and says where the value came from.
 
 pub mod broker;
+pub mod dispatcher;
 pub mod file;
 mod nats_context;
 pub mod registry;
+pub mod simulated;
 pub mod span;
 pub mod telemetry;
 pub mod worker;

@@ -1,11 +1,11 @@
 //! What is logged, how, and where metrics are served.
 
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
 use super::{Check, given};
+use crate::telemetry::LogFormat;
 
 /// Where roles serve metrics when nobody says.
 pub const DEFAULT_METRICS: &str = "0.0.0.0:9090";
@@ -32,32 +32,6 @@ pub struct TelemetryArgs {
         value_name = "ADDRESS"
     )]
     pub metrics_listen: Option<String>,
-}
-
-/// How a line of the log looks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// A text that is not a format.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is neither text nor json")]
-pub struct LogFormatError(String);
-
-impl FromStr for LogFormat {
-    type Err = LogFormatError;
-
-    fn from_str(text: &str) -> Result<Self, LogFormatError> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            other => Err(LogFormatError(other.to_owned())),
-        }
-    }
 }
 
 /// Whether a program runs until it is stopped, does one thing, or is everything at once.
@@ -133,7 +107,7 @@ fn listen_address(name: &str, text: &str, check: &mut Check<'_>) -> Option<Socke
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Sources;
+    use crate::cli::settings::Sources;
 
     fn checked(args: &TelemetryArgs, life: Life) -> Result<TelemetrySettings, Vec<String>> {
         let sources = Sources::default();

@@ -232,7 +232,7 @@ pub fn labels(name: &str, text: Option<&str>, check: &mut Check<'_>) -> BTreeMap
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Sources;
+    use crate::cli::settings::Sources;
 
     fn args() -> WorkerArgs {
         WorkerArgs {

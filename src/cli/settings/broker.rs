@@ -267,7 +267,7 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Sources;
+    use crate::cli::settings::Sources;
 
     fn args() -> BrokerArgs {
         BrokerArgs {
