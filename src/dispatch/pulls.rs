@@ -85,6 +85,8 @@ impl Dispatcher {
         }
         let resource = Resource::Job(id);
         let pending = PullState::Pending(resource);
+        // A job that was idle does not get the turns that it did not use.
+        job.next_ordinal = job.next_ordinal.max(self.virtual_time);
         let mut pulls = Vec::with_capacity(job.spec.images.len());
         for image in 0..job.spec.images.len() {
             let ordinal = job.next_ordinal;
