@@ -83,7 +83,7 @@ impl Job {
         }
     }
 
-    fn event_time(&self, kind: JobEventKind) -> Option<Timestamp> {
+    pub(super) fn event_time(&self, kind: JobEventKind) -> Option<Timestamp> {
         match kind {
             JobEventKind::Started => self.started_at,
             JobEventKind::Completed | JobEventKind::Cancelled => self.completed_at,
