@@ -1,6 +1,7 @@
 //! Releasing pulls, taking their results, withdrawing them.
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 
 use super::fleet::NodeId;
 use super::input::Effect;
@@ -411,8 +412,8 @@ impl Dispatcher {
         let Some(job) = self.jobs.get_mut(&pull.job) else {
             return;
         };
-        if !job.outside.contains_key(&key) {
-            job.outside.insert(key, given_up(event));
+        if let Entry::Vacant(entry) = job.outside.entry(key) {
+            entry.insert(given_up(event));
             self.note_bytes(pull.job, event);
         }
     }

@@ -60,15 +60,15 @@ impl Dispatcher {
     pub(super) fn released(&mut self, key: PullKey, run: &Run, sequence: u64) {
         self.last_task = self.last_task.max(sequence);
         let pull = self.find(&key, run);
-        if let Some(pull) = pull.filter(|_| !self.leading) {
-            if let Some(PullState::Pending(resource)) = self.state_of(pull) {
-                if let Some(turn) = self.turn(pull) {
-                    self.slots.leave(resource, &turn);
-                }
-                let needs = self.needs(pull);
-                self.slots.take(&needs);
-                self.activate(pull);
+        if let Some(pull) = pull.filter(|_| !self.leading)
+            && let Some(PullState::Pending(resource)) = self.state_of(pull)
+        {
+            if let Some(turn) = self.turn(pull) {
+                self.slots.leave(resource, &turn);
             }
+            let needs = self.needs(pull);
+            self.slots.take(&needs);
+            self.activate(pull);
         }
         let known = pull
             .and_then(|pull| {
