@@ -22,7 +22,7 @@ help: ## Show this list
 ##@ Try it
 
 .PHONY: demo up down
-demo: build-deps ## See it work: real servers, two nodes, a job from start to end (about a minute after the first build; root)
+demo: build-deps ## See it work: real servers, two nodes, a job from start to end (root; minutes the first time, seconds later)
 	@deploy/local/demo
 up: build-deps ## Start the same and leave it running to play with (root)
 	@deploy/local/up

@@ -103,6 +103,11 @@ prepare() {
     "${CARGO:-cargo}" build --locked --quiet --manifest-path "$REPOSITORY/Cargo.toml" --bin prewarm --example push-images
     # containerd finds runc on it, and `prewarm up` its nats-server.
     PATH=$PARTS/nats-2.15/bin:$PARTS/runc/bin:$PATH
+    # Settings of the user's own fleet do not belong here.
+    local name
+    for name in NATS_URL ${!PREWARM_*}; do
+        case "$name" in PREWARM | PREWARM_PARTS* | PREWARM_TEST_DIR) ;; *) unset "$name" ;; esac
+    done
 }
 
 start_registry() {

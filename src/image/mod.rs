@@ -7,6 +7,7 @@
 pub mod containerd;
 pub mod registry;
 pub mod simulated;
+pub mod size;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

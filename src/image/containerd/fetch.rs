@@ -1,0 +1,328 @@
+//! Blobs from the registry into the content store: each once, verified, and resumed where it stopped.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::client::Client;
+use super::content::{CommitError, Ingest, Opened};
+use super::flights::Turn;
+use super::labels::{self, Labels};
+use super::meter::Meter;
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::{Digest, ImageRef};
+use crate::image::registry::Repository;
+use crate::image::registry::manifest::{
+    DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,
+};
+
+/// How much goes to containerd at a time, in bytes.
+const WRITE_BYTES: usize = 1 << 20;
+/// How often a blob is taken up again after a broken connection without a byte in between.
+const MAX_FRUITLESS_RESUMES: u32 = 2;
+/// How often another client's write is looked at.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+/// How long another client's write may stand still.
+const FOLLOW_STALL: Duration = Duration::from_secs(60);
+
+/// Bytes by where they came from.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Traffic {
+    pub(super) registry: u64,
+    pub(super) mirror: u64,
+    pub(super) present: u64,
+}
+
+/// Fetches the blobs of one image.
+pub(super) struct Fetcher<'a> {
+    pub(super) shared: &'a Shared,
+    /// Makes requests under the pull's lease.
+    pub(super) client: &'a Client,
+    pub(super) image: &'a ImageRef,
+    pub(super) repository: &'a Repository,
+    pub(super) meter: &'a Meter,
+    pub(super) traffic: Mutex<Traffic>,
+}
+
+/// Why a copy of a blob did not make it into the store.
+enum CopyError {
+    /// The bytes are not those of the digest.
+    Mismatch(String),
+    /// The connection broke; what came is kept.
+    Broken(Failure),
+    /// Nothing to be done here.
+    Fatal(Failure),
+}
+
+impl Fetcher<'_> {
+    /// Brings a blob into the content store, or finds it there.
+    pub(super) async fn blob(&self, blob: &Descriptor, extra: Labels) -> Result<(), Failure> {
+        self.bring(blob, extra, None).await
+    }
+
+    /// Puts bytes that are at hand, and known to hash to the digest, into the content store.
+    pub(super) async fn put(
+        &self,
+        blob: &Descriptor,
+        bytes: &[u8],
+        extra: Labels,
+    ) -> Result<(), Failure> {
+        self.bring(blob, extra, Some(bytes)).await
+    }
+
+    async fn bring(
+        &self,
+        blob: &Descriptor,
+        extra: Labels,
+        at_hand: Option<&[u8]>,
+    ) -> Result<(), Failure> {
+        let digest = &blob.digest;
+        let follow = |done| self.meter.set(digest, done);
+        let turn = self.shared.blobs.turn(digest, follow).await;
+        let reference = reference(blob);
+        loop {
+            match self.client.open(&reference, digest, blob.size).await? {
+                Opened::Present => break,
+                Opened::Locked => self.follow(&reference, blob, &turn).await?,
+                Opened::Ours(ingest) => {
+                    let mut labels = extra;
+                    labels.extend([labels::distribution_source(self.image)]);
+                    match at_hand {
+                        Some(bytes) => self.write(*ingest, bytes, labels).await?,
+                        None => self.download(*ingest, blob, labels, &turn).await?,
+                    }
+                    self.progress(&turn, digest, blob.size);
+                    return Ok(());
+                }
+            }
+        }
+        if at_hand.is_none() {
+            self.count(|traffic| traffic.present += blob.size);
+        }
+        self.progress(&turn, digest, blob.size);
+        self.label_present(digest, extra).await
+    }
+
+    /// Adds what is missing to the labels of content that was there.
+    async fn label_present(&self, digest: &Digest, mut wanted: Labels) -> Result<(), Failure> {
+        let present = self
+            .client
+            .info(digest)
+            .await?
+            .map(|info| info.labels)
+            .unwrap_or_default();
+        let (key, repository) = labels::distribution_source(self.image);
+        let known = present.get(&key).map(String::as_str);
+        let merged = labels::merged_source(&key, known, &repository);
+        wanted.retain(|key, value| present.get(key) != Some(value));
+        wanted.extend(merged.map(|value| (key, value)));
+        self.client.label(digest, wanted).await
+    }
+
+    async fn write(&self, mut ingest: Ingest, bytes: &[u8], labels: Labels) -> Result<(), Failure> {
+        let start = usize::try_from(ingest.offset).unwrap_or(usize::MAX);
+        for chunk in bytes.get(start..).unwrap_or_default().chunks(WRITE_BYTES) {
+            ingest.write(chunk.to_vec()).await?;
+        }
+        ingest.commit(labels).await.map_err(|error| match error {
+            CommitError::Other(failure) => failure,
+            CommitError::Mismatch(words) => Failure::new(FailureKind::DigestMismatch, words),
+        })
+    }
+
+    /// Downloads until the blob is committed, going on after broken connections, and to the next
+    /// endpoint when one has other bytes than it should.
+    async fn download(
+        &self,
+        mut ingest: Ingest,
+        blob: &Descriptor,
+        labels: Labels,
+        turn: &Turn,
+    ) -> Result<(), Failure> {
+        let mut endpoint = 0;
+        let mut fruitless = 0;
+        loop {
+            let start = ingest.offset;
+            let copied = self.copy(&mut ingest, blob, &mut endpoint, turn).await;
+            let reached = ingest.offset;
+            let outcome = match copied {
+                Ok(()) => match ingest.commit(labels.clone()).await {
+                    Ok(()) => return Ok(()),
+                    Err(CommitError::Mismatch(words)) => Err(words),
+                    Err(CommitError::Other(failure)) => return Err(failure),
+                },
+                Err(CopyError::Mismatch(words)) => {
+                    ingest.abort().await?;
+                    Err(words)
+                }
+                Err(CopyError::Fatal(failure)) => return Err(failure),
+                Err(CopyError::Broken(failure)) => {
+                    fruitless = if reached > start { 0 } else { fruitless + 1 };
+                    if fruitless > MAX_FRUITLESS_RESUMES {
+                        return Err(failure);
+                    }
+                    tracing::debug!(%failure, blob = %blob.digest, reached, "taking up a blob again");
+                    Ok(ingest)
+                }
+            };
+            ingest = match outcome {
+                Ok(ingest) => ingest,
+                Err(words) => {
+                    // What an earlier attempt left may be what is wrong, so that the same endpoint
+                    // deserves to be asked for all of it once.
+                    endpoint += usize::from(start == 0);
+                    self.start_over(blob, words, endpoint, turn).await?
+                }
+            };
+        }
+    }
+
+    async fn start_over(
+        &self,
+        blob: &Descriptor,
+        words: String,
+        endpoint: usize,
+        turn: &Turn,
+    ) -> Result<Ingest, Failure> {
+        let failure = Failure::new(
+            FailureKind::DigestMismatch,
+            format!("blob {} of {}: {words}", blob.digest, self.image),
+        );
+        self.progress(turn, &blob.digest, 0);
+        let reference = reference(blob);
+        // A commit that failed leaves the bytes; they are of no use to anyone.
+        self.client.discard(&reference).await?;
+        if endpoint >= self.repository.endpoints() {
+            return Err(failure);
+        }
+        tracing::warn!(%failure, "asking for the blob again");
+        match self
+            .client
+            .open(&reference, &blob.digest, blob.size)
+            .await?
+        {
+            Opened::Ours(ingest) if ingest.offset == 0 => Ok(*ingest),
+            _ => Err(failure),
+        }
+    }
+
+    /// Copies from the registry until all bytes are written.
+    async fn copy(
+        &self,
+        ingest: &mut Ingest,
+        blob: &Descriptor,
+        endpoint: &mut usize,
+        turn: &Turn,
+    ) -> Result<(), CopyError> {
+        let (digest, size) = (&blob.digest, blob.size);
+        self.progress(turn, digest, ingest.offset);
+        if ingest.offset >= size {
+            return Ok(());
+        }
+        let opened = self
+            .repository
+            .blob(digest, size, ingest.offset, *endpoint)
+            .await
+            .map_err(|failure| match failure.kind {
+                FailureKind::DigestMismatch => CopyError::Mismatch(failure.message),
+                _ => CopyError::Fatal(failure),
+            })?;
+        *endpoint = opened.endpoint;
+        let mut stream = opened.stream;
+        let mut buffer = Vec::with_capacity(WRITE_BYTES);
+        loop {
+            let next = stream.next().await;
+            if let Some(Ok(chunk)) = &next {
+                buffer.extend_from_slice(chunk);
+            }
+            let received = ingest.offset + buffer.len() as u64;
+            if received > size {
+                return Err(CopyError::Mismatch(format!("more than {size} bytes came")));
+            }
+            let ended = !matches!(next, Some(Ok(_)));
+            if buffer.len() >= WRITE_BYTES || (ended && !buffer.is_empty()) {
+                let data = std::mem::replace(&mut buffer, Vec::with_capacity(WRITE_BYTES));
+                let length = data.len() as u64;
+                ingest.write(data).await.map_err(CopyError::Fatal)?;
+                self.count(|traffic| match opened.from_mirror {
+                    true => traffic.mirror += length,
+                    false => traffic.registry += length,
+                });
+                self.progress(turn, digest, ingest.offset);
+            }
+            match next {
+                Some(Ok(_)) => {}
+                None if ingest.offset == size => return Ok(()),
+                Some(Err(failure)) => return Err(CopyError::Broken(failure)),
+                None => {
+                    return Err(CopyError::Broken(Failure::new(
+                        FailureKind::RegistryUnavailable,
+                        format!(
+                            "blob {digest} of {}: ended after {} of {size} bytes",
+                            self.image, ingest.offset
+                        ),
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Waits while another client, kubelet's pull as a rule, writes the blob.
+    async fn follow(&self, reference: &str, blob: &Descriptor, turn: &Turn) -> Result<(), Failure> {
+        let mut reached = 0;
+        let mut since = Instant::now();
+        loop {
+            let Some(written) = self.client.written(reference).await? else {
+                return Ok(());
+            };
+            if written != reached {
+                reached = written;
+                since = Instant::now();
+                self.progress(turn, &blob.digest, written.min(blob.size));
+            } else if since.elapsed() > FOLLOW_STALL {
+                return Err(Failure::new(
+                    FailureKind::RuntimeUnavailable,
+                    format!(
+                        "another client of containerd holds {reference} and has written nothing for {FOLLOW_STALL:?}"
+                    ),
+                ));
+            }
+            tokio::time::sleep(FOLLOW_INTERVAL).await;
+            // Whoever held it may be gone without a trace in the numbers: trying to take over shows.
+            if let Opened::Ours(_) | Opened::Present =
+                self.client.open(reference, &blob.digest, blob.size).await?
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    fn progress(&self, turn: &Turn, digest: &Digest, done: u64) {
+        turn.tell(done);
+        self.meter.set(digest, done);
+    }
+
+    fn count(&self, add: impl FnOnce(&mut Traffic)) {
+        add(&mut self.traffic.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The reference that containerd's own pulls use (`core/remotes/handlers.go`, `MakeRefKey`), so that
+/// a blob is never fetched twice at once and anyone can go on from where another stopped.
+fn reference(blob: &Descriptor) -> String {
+    let kind = match blob.media_type.as_str() {
+        OCI_MANIFEST | DOCKER_MANIFEST => "manifest",
+        OCI_INDEX | DOCKER_LIST => "index",
+        OCI_CONFIG | DOCKER_CONFIG => "config",
+        other if labels::is_layer(other) => "layer",
+        _ => "unknown",
+    };
+    match blob.annotations.get("org.opencontainers.image.ref.name") {
+        Some(name) => format!("{kind}-{name}@{}", blob.digest),
+        None => format!("{kind}-{}", blob.digest),
+    }
+}

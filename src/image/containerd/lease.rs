@@ -1,0 +1,201 @@
+//! The lease that holds what a pull makes until the image has a name.
+//!
+//! containerd cannot prolong a lease. So a lease is made for longer than any attempt takes; what a
+//! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds
+//! ends every lease for the same target, which are those of attempts that crashed: with the image
+//! named, nobody needs them.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
+use containerd_client::services::v1::{
+    AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest,
+};
+use containerd_client::tonic::metadata::{Ascii, MetadataValue};
+use containerd_client::tonic::{Code, Status};
+
+use super::client::Client;
+use super::labels::{GC_EXPIRE, Labels};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Digest;
+
+/// How long a lease lives that nobody ends: longer than any attempt, as containerd's own pulls do
+/// (`client/lease.go`).
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How long what a failed attempt downloaded waits for the next one. Attempts are at most an hour
+/// apart, which is the longest delay that a registry may ask for.
+const RESUME_LIFETIME: Duration = Duration::from_secs(90 * 60);
+/// On a lease: the digest of the manifest or index that the pull is for.
+const TARGET: &str = "dev.prewarm/target";
+/// The beginning of the keys of snapshots that are being unpacked, as containerd writes them.
+pub(super) const UNPACK_KEY_PREFIX: &str = "extract-";
+
+/// How a pull ended, as far as its lease is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ending {
+    /// The image has its names.
+    Named,
+    /// It does not, but another attempt may go on with what is there.
+    Resumable,
+    /// It does not, and what is there is of no use.
+    GivenUp,
+}
+
+/// A lease that exists.
+pub(super) struct Lease {
+    /// Makes requests under the lease.
+    pub(super) client: Client,
+    id: String,
+    target: Digest,
+    snapshotter: String,
+    /// Snapshots that are being unpacked.
+    unpacking: Mutex<BTreeSet<String>>,
+}
+
+impl Lease {
+    pub(super) async fn create(
+        client: &Client,
+        target: &Digest,
+        snapshotter: &str,
+    ) -> Result<Self, Failure> {
+        let id = create(client, target, LIFETIME)
+            .await
+            .map_err(|status| client.failure("making a lease", &status))?;
+        let value: MetadataValue<Ascii> = id
+            .parse()
+            .map_err(|_| Failure::new(FailureKind::Internal, format!("{id:?} is no lease id")))?;
+        Ok(Self {
+            client: client.with_lease(value),
+            id,
+            target: target.clone(),
+            snapshotter: snapshotter.to_owned(),
+            unpacking: Mutex::default(),
+        })
+    }
+
+    /// Notes a snapshot that has to be removed unless it is [`committed`](Self::committed).
+    pub(super) fn unpacking(&self, key: &str) {
+        let mut keys = self
+            .unpacking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        keys.insert(key.to_owned());
+    }
+
+    /// Notes that there is no such snapshot any more.
+    pub(super) fn committed(&self, key: &str) {
+        let mut keys = self
+            .unpacking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        keys.remove(key);
+    }
+
+    /// Removes a snapshot that was being unpacked.
+    pub(super) async fn remove(&self, key: &str) {
+        let request = RemoveSnapshotRequest {
+            snapshotter: self.snapshotter.clone(),
+            key: key.to_owned(),
+        };
+        let removed =
+            Client::call(self.client.snapshots().remove(self.client.request(request))).await;
+        match removed {
+            Err(status) if status.code() != Code::NotFound => {
+                tracing::warn!(key, %status, "a half-unpacked snapshot is left to garbage collection");
+            }
+            _ => self.committed(key),
+        }
+    }
+
+    /// Ends the lease. What goes wrong is only logged: the lease ends by itself in the end.
+    pub(super) async fn end(self, ending: Ending) {
+        let keys = std::mem::take(
+            &mut *self
+                .unpacking
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for key in keys {
+            self.remove(&key).await;
+        }
+        let ended = match ending {
+            Ending::Named => self.end_all().await,
+            Ending::Resumable => self.keep_for_a_while().await,
+            // Waits for the collection, so that the disk is free when the failure is told.
+            Ending::GivenUp => delete(&self.client, &self.id, true).await,
+        };
+        if let Err(status) = ended {
+            tracing::warn!(lease = self.id, %status, "a lease was not ended; it ends by itself");
+        }
+    }
+
+    async fn end_all(&self) -> Result<(), Status> {
+        let filters = vec![format!("labels.\"{TARGET}\"==\"{}\"", self.target)];
+        let request = self.client.request(ListRequest { filters });
+        let answer = Client::call(self.client.leases().list(request)).await?;
+        let others: Vec<_> = answer
+            .leases
+            .into_iter()
+            .filter(|lease| lease.id != self.id)
+            .collect();
+        delete(&self.client, &self.id, false).await?;
+        for other in others {
+            // A crashed attempt may have left half a snapshot, so its lease goes with a collection.
+            delete(&self.client, &other.id, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Moves what the lease holds to one that ends soon.
+    async fn keep_for_a_while(&self) -> Result<(), Status> {
+        let mut leases = self.client.leases();
+        let request = ListResourcesRequest {
+            id: self.id.clone(),
+        };
+        let held = Client::call(leases.list_resources(self.client.request(request)))
+            .await?
+            .resources;
+        let kept = create(&self.client, &self.target, RESUME_LIFETIME).await?;
+        for resource in held {
+            if resource.id.starts_with(UNPACK_KEY_PREFIX) {
+                continue;
+            }
+            let request = AddResourceRequest {
+                id: kept.clone(),
+                resource: Some(resource),
+            };
+            Client::call(leases.add_resource(self.client.request(request))).await?;
+        }
+        delete(&self.client, &self.id, false).await
+    }
+}
+
+async fn create(client: &Client, target: &Digest, lifetime: Duration) -> Result<String, Status> {
+    let expires = jiff::Timestamp::now()
+        .checked_add(lifetime)
+        .unwrap_or(jiff::Timestamp::MAX);
+    let labels = Labels::from([
+        (GC_EXPIRE.to_owned(), format!("{expires:.0}")),
+        (TARGET.to_owned(), target.to_string()),
+    ]);
+    let id = format!("prewarm-{:032x}", rand::random::<u128>());
+    let request = client.request(CreateRequest {
+        id: id.clone(),
+        labels,
+    });
+    Client::call(client.leases().create(request)).await?;
+    Ok(id)
+}
+
+async fn delete(client: &Client, id: &str, sync: bool) -> Result<(), Status> {
+    let request = client.request(DeleteRequest {
+        id: id.to_owned(),
+        sync,
+    });
+    match Client::call(client.leases().delete(request)).await {
+        Err(status) if status.code() != Code::NotFound => Err(status),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,141 @@
+//! Pulling into containerd through its own API, so that the result is what its CRI plugin would have
+//! left.
+//!
+//! A pull is planned (what does the tag mean, what of it is there), then performed under a lease:
+//! [`fetch`] brings blobs into the content store, [`unpack`] turns layers into snapshots, [`names`]
+//! makes the image visible. Only what is complete and verified gets a name. Whatever happens, the
+//! lease is ended by a task of its own, so that a caller that goes away leaves nothing behind.
+
+mod client;
+mod content;
+mod disk;
+mod fetch;
+mod flights;
+mod labels;
+mod lease;
+mod meter;
+mod names;
+mod plan;
+mod presence;
+mod pull;
+mod unpack;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use self::client::Client;
+use self::flights::Flights;
+use super::registry::Registry;
+use super::size::DiskReserve;
+use super::{ProgressSink, PullReport, PullRequest, RuntimeInfo};
+use crate::domain::failure::{Failure, FailureKind};
+
+/// How to reach containerd and what to do there.
+#[derive(Clone, Debug)]
+pub struct ContainerdConfig {
+    /// The socket, such as `/run/containerd/containerd.sock`.
+    pub address: PathBuf,
+    /// The namespace; kubelet's images are in `k8s.io`.
+    pub namespace: String,
+    /// The snapshotter that layers are unpacked for.
+    pub snapshotter: String,
+    /// How much of the disk pulls leave free.
+    pub min_free_disk: DiskReserve,
+    /// Where images come from.
+    pub registry: Registry,
+}
+
+/// A containerd on this machine. Cheap to clone.
+#[derive(Clone)]
+pub struct Containerd(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    registry: Registry,
+    snapshotter: String,
+    min_free_disk: DiskReserve,
+    blobs: Flights,
+    snapshots: Flights,
+}
+
+impl fmt::Debug for Containerd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Containerd")
+            .field("client", &self.0.client)
+            .field("snapshotter", &self.0.snapshotter)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Containerd {
+    /// Prepares a connection, which is made at the first call and again whenever it breaks: a worker
+    /// may start before containerd does. [`probe`](Self::probe) says whether it is there.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` for an address or namespace that cannot be one.
+    pub fn connect(config: ContainerdConfig) -> Result<Self, Failure> {
+        Ok(Self(Arc::new(Shared {
+            client: Client::new(&config.address, &config.namespace)?,
+            registry: config.registry,
+            snapshotter: config.snapshotter,
+            min_free_disk: config.min_free_disk,
+            blobs: Flights::default(),
+            snapshots: Flights::default(),
+        })))
+    }
+
+    /// Asks containerd what it is, and whether it has the snapshotter.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when it does not answer, or when the snapshotter is not loaded.
+    pub async fn probe(&self) -> Result<RuntimeInfo, Failure> {
+        let (client, snapshotter) = (&self.0.client, &self.0.snapshotter);
+        let version = client.version().await?;
+        let plugin = client.snapshotter(snapshotter).await?;
+        let space = plugin.root.as_deref().and_then(disk::space);
+        Ok(RuntimeInfo {
+            name: "containerd".to_owned(),
+            version,
+            platform: plugin.platform,
+            disk_total: space.map_or(0, |space| space.total),
+            disk_free: space.map_or(0, |space| space.free),
+        })
+    }
+
+    /// Puts the image into containerd, or finds that it is there.
+    ///
+    /// Cancelling `cancelled` ends the pull and gives back all it took. Dropping the future, as a
+    /// timeout does, ends it as well, but keeps for a while what was downloaded, as every failure does
+    /// that another attempt may get over.
+    ///
+    /// # Errors
+    /// The failure's kind says whether another attempt can help.
+    pub async fn pull(
+        &self,
+        request: &PullRequest,
+        progress: &ProgressSink,
+        cancelled: &CancellationToken,
+    ) -> Result<PullReport, Failure> {
+        let abandoned = CancellationToken::new();
+        let pull = pull::run(
+            self.clone(),
+            request.clone(),
+            progress.clone(),
+            pull::Stop {
+                cancelled: cancelled.clone(),
+                abandoned: abandoned.clone(),
+            },
+        );
+        // A task of its own, because what it took has to be given back even if nobody waits for it.
+        let _abandon = abandoned.drop_guard();
+        tokio::spawn(pull).await.unwrap_or_else(|error| {
+            Err(Failure::new(
+                FailureKind::Internal,
+                format!("the pull's task ended: {error}"),
+            ))
+        })
+    }
+}

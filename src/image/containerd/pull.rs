@@ -1,0 +1,272 @@
+//! One pull, from the question whether the image is there to the end of its lease.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio_util::sync::CancellationToken;
+
+use super::fetch::{Fetcher, Traffic};
+use super::labels::Labels;
+use super::lease::{Ending, Lease};
+use super::meter::Meter;
+use super::plan::{self, Image, Page};
+use super::presence::{self, MAX_CONFIG_BYTES, Present};
+use super::{Containerd, Shared, disk, names, unpack};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Digest;
+use crate::domain::job::ImagePullPolicy;
+use crate::domain::progress::PullPhase;
+use crate::image::registry::Repository;
+use crate::image::registry::manifest::ImageConfig;
+use crate::image::{ProgressSink, PullReport, PullRequest};
+
+/// Most blobs of one image that are fetched at once, as containerd does by default.
+const BLOBS_AT_ONCE: usize = 3;
+
+/// What ends a pull before its time.
+#[derive(Clone)]
+pub(super) struct Stop {
+    /// The caller wants it gone.
+    pub(super) cancelled: CancellationToken,
+    /// The caller does not wait any more, but may come back.
+    pub(super) abandoned: CancellationToken,
+}
+
+impl Stop {
+    /// Runs `work` to its end, or drops it.
+    async fn or<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> (Result<T, Failure>, Ending) {
+        let stopped = |ending| {
+            let failure = Failure::new(FailureKind::Internal, "the pull was cancelled");
+            (Err(failure), ending)
+        };
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => stopped(Ending::GivenUp),
+            () = self.abandoned.cancelled() => stopped(Ending::Resumable),
+            done = work => {
+                let ending = match &done {
+                    Ok(_) => Ending::Named,
+                    Err(failure) if failure.kind.is_permanent() => Ending::GivenUp,
+                    Err(_) => Ending::Resumable,
+                };
+                (done, ending)
+            }
+        }
+    }
+}
+
+/// What is left to do once the image is known not to be there.
+struct Plan {
+    image: Image,
+    repository: Repository,
+    resolve: Duration,
+}
+
+enum Planned {
+    Present(Present),
+    Pull(Box<Plan>),
+}
+
+pub(super) async fn run(
+    containerd: Containerd,
+    request: PullRequest,
+    progress: ProgressSink,
+    stop: Stop,
+) -> Result<PullReport, Failure> {
+    let shared = &*containerd.0;
+    let meter = Meter::new(progress);
+    let started = Instant::now();
+    let plan = match stop.or(make_plan(shared, &request, started)).await.0? {
+        Planned::Pull(plan) => *plan,
+        Planned::Present(present) => {
+            return Ok(PullReport {
+                digest: present.digest,
+                already_present: true,
+                bytes_registry: 0,
+                bytes_mirror: 0,
+                bytes_present: present.bytes,
+                resolve: started.elapsed(),
+                download: Duration::ZERO,
+                unpack: Duration::ZERO,
+            });
+        }
+    };
+    let target = &plan.image.target().digest;
+    let lease = Lease::create(&shared.client, target, &shared.snapshotter).await?;
+    let (done, ending) = stop
+        .or(perform(shared, &request, &plan, &lease, &meter))
+        .await;
+    lease.end(ending).await;
+    done
+}
+
+async fn make_plan(
+    shared: &Shared,
+    request: &PullRequest,
+    started: Instant,
+) -> Result<Planned, Failure> {
+    let pinned_down = request.image.digest().or(request.digest.as_ref());
+    let named = presence::named(shared, request).await?;
+    if let Some((digest, media_type)) = &named {
+        let good_enough = match request.policy {
+            ImagePullPolicy::IfNotPresent => true,
+            ImagePullPolicy::Always => pinned_down == Some(digest),
+        };
+        if good_enough
+            && let Some(present) = presence::find(shared, request, digest, media_type).await?
+        {
+            return Ok(Planned::Present(present));
+        }
+    }
+    let repository = shared
+        .registry
+        .repository(&request.image, &request.pull_secrets)
+        .await?;
+    let (target, media_type) = match pinned_down {
+        Some(digest) => (digest.clone(), String::new()),
+        // What an IfNotPresent pull finds half there is made whole, without a look at what the tag
+        // means by now, as far as the registry is not needed for it.
+        None => match half_present(shared, request, named).await? {
+            Some(known) => known,
+            None => {
+                let resolved = repository.resolve(&request.image).await?;
+                let (digest, media_type) = (resolved.digest, resolved.media_type);
+                if request.policy == ImagePullPolicy::Always
+                    && let Some(present) =
+                        presence::find(shared, request, &digest, &media_type).await?
+                {
+                    return Ok(Planned::Present(present));
+                }
+                (digest, media_type)
+            }
+        },
+    };
+    let image = plan::read(shared, request, &repository, &target, &media_type).await?;
+    Ok(Planned::Pull(Box::new(Plan {
+        image,
+        repository,
+        resolve: started.elapsed(),
+    })))
+}
+
+/// What the name points at, if all its content is there and only snapshots, names or labels are not.
+async fn half_present(
+    shared: &Shared,
+    request: &PullRequest,
+    named: Option<(Digest, String)>,
+) -> Result<Option<(Digest, String)>, Failure> {
+    let Some((digest, media_type)) =
+        named.filter(|_| request.policy == ImagePullPolicy::IfNotPresent)
+    else {
+        return Ok(None);
+    };
+    let Some(image) = plan::read_local(shared, request, &digest, &media_type).await? else {
+        return Ok(None);
+    };
+    let missing = presence::missing(shared, image.blobs().into_iter()).await?;
+    Ok(missing.is_empty().then_some((digest, media_type)))
+}
+
+async fn perform(
+    shared: &Shared,
+    request: &PullRequest,
+    plan: &Plan,
+    lease: &Lease,
+    meter: &Meter,
+) -> Result<PullReport, Failure> {
+    let image = &plan.image;
+    let blobs = image.blobs();
+    let total = blobs.iter().map(|blob| blob.size);
+    let pages = image.pages.iter().map(|page| page.descriptor.size);
+    meter.start(total.chain(pages).fold(0, u64::saturating_add));
+    let started = Instant::now();
+    let missing = presence::missing(shared, blobs.iter().copied()).await?;
+    disk::check(shared, &missing, request.unpack).await?;
+    let fetcher = Fetcher {
+        shared,
+        client: &lease.client,
+        image: &request.image,
+        repository: &plan.repository,
+        meter,
+        traffic: Mutex::default(),
+    };
+    fetch(&fetcher, image).await?;
+    let download = started.elapsed();
+    let started = Instant::now();
+    if request.unpack {
+        meter.phase(PullPhase::Unpacking);
+        let config = read_config(lease, request, image).await?;
+        unpack::unpack(shared, lease, &image.manifest, &config).await?;
+    }
+    let is_image = image.manifest.is_image();
+    let config = is_image.then_some(&image.manifest.config.digest);
+    let labels = names::labels(request);
+    for name in names::all(&request.image, &image.target().digest, config) {
+        names::set(&lease.client, &name, image.target(), &labels).await?;
+    }
+    let Traffic {
+        registry,
+        mirror,
+        present,
+    } = *fetcher
+        .traffic
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(PullReport {
+        digest: image.target().digest.clone(),
+        already_present: false,
+        bytes_registry: registry,
+        bytes_mirror: mirror,
+        bytes_present: present,
+        resolve: plan.resolve,
+        download,
+        unpack: started.elapsed(),
+    })
+}
+
+/// Brings everything into the content store: blobs, then the manifests that keep them.
+async fn fetch(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
+    let fetches: Vec<_> = image
+        .blobs()
+        .into_iter()
+        .map(|blob| fetcher.blob(blob, Labels::new()))
+        .collect();
+    futures::stream::iter(fetches)
+        .buffer_unordered(BLOBS_AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+    for Page {
+        descriptor,
+        bytes,
+        gc,
+        was_local,
+    } in image.pages.iter().rev()
+    {
+        tracing::debug!(digest = %descriptor.digest, was_local, "manifest");
+        fetcher.put(descriptor, bytes, gc.clone()).await?;
+    }
+    Ok(())
+}
+
+async fn read_config(
+    lease: &Lease,
+    request: &PullRequest,
+    image: &Image,
+) -> Result<ImageConfig, Failure> {
+    let digest = &image.manifest.config.digest;
+    let bytes = lease
+        .client
+        .read(digest, MAX_CONFIG_BYTES)
+        .await?
+        .ok_or_else(|| {
+            Failure::new(
+                FailureKind::InvalidReference,
+                format!("the configuration {digest} is larger than {MAX_CONFIG_BYTES} bytes"),
+            )
+        })?;
+    ImageConfig::parse(&bytes, &image.manifest, &plan::platform(request))
+}

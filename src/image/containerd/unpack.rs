@@ -1,0 +1,203 @@
+//! Layers into snapshots, in order, by containerd itself: prepare, apply, commit, under the names
+//! that CRI looks for.
+
+use containerd_client::services::v1::ApplyRequest;
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, Kind, PrepareSnapshotRequest, StatSnapshotRequest,
+};
+use containerd_client::tonic::Code;
+use containerd_client::types::{Descriptor as WireDescriptor, Mount};
+
+use super::Shared;
+use super::client::Client;
+use super::labels::{self, Labels};
+use super::lease::{Lease, UNPACK_KEY_PREFIX};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Digest;
+use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
+
+/// How often a snapshot is prepared that is said to exist and then does not, because a collection
+/// came in between.
+const MAX_PREPARES: u32 = 3;
+
+/// Unpacks the layers that have no snapshot yet, and has the configuration keep the result.
+pub(super) async fn unpack(
+    shared: &Shared,
+    lease: &Lease,
+    manifest: &Manifest,
+    config: &ImageConfig,
+) -> Result<(), Failure> {
+    let client = &lease.client;
+    let chain = config.chain_ids();
+    let diff_ids = &config.rootfs.diff_ids;
+    let mut parent = None;
+    for ((layer, diff_id), chain_id) in manifest.layers.iter().zip(diff_ids).zip(&chain) {
+        let step = Step {
+            shared,
+            lease,
+            layer,
+            diff_id,
+            chain_id,
+            parent,
+        };
+        step.run().await?;
+        parent = Some(chain_id);
+    }
+    let labels = chain
+        .last()
+        .map(|top| (labels::gc_snapshot(&shared.snapshotter), top.to_string()));
+    client
+        .label(&manifest.config.digest, labels.into_iter().collect())
+        .await
+}
+
+/// Whether a snapshot of this name is there and committed.
+pub(super) async fn has_snapshot(
+    client: &Client,
+    snapshotter: &str,
+    chain_id: &Digest,
+) -> Result<bool, Failure> {
+    let request = client.request(StatSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: chain_id.to_string(),
+    });
+    match Client::call(client.snapshots().stat(request)).await {
+        Ok(answer) => Ok(answer
+            .info
+            .is_some_and(|info| info.kind == Kind::Committed as i32)),
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => {
+            Err(client.failure(format_args!("looking for snapshot {chain_id}"), &status))
+        }
+    }
+}
+
+/// One layer on top of its parent.
+struct Step<'a> {
+    shared: &'a Shared,
+    lease: &'a Lease,
+    layer: &'a Descriptor,
+    diff_id: &'a Digest,
+    chain_id: &'a Digest,
+    parent: Option<&'a Digest>,
+}
+
+impl Step<'_> {
+    async fn run(&self) -> Result<(), Failure> {
+        let _turn = self.shared.snapshots.turn(self.chain_id, |_| {}).await;
+        let key = format!(
+            "{UNPACK_KEY_PREFIX}{:016x} {}",
+            rand::random::<u64>(),
+            self.chain_id
+        );
+        self.lease.unpacking(&key);
+        let Some(mounts) = self.prepare(&key).await? else {
+            self.lease.committed(&key);
+            return Ok(());
+        };
+        let done = match self.apply(mounts).await {
+            Ok(()) => self.commit(&key).await,
+            Err(failure) => Err(failure),
+        };
+        if done.is_err() {
+            self.lease.remove(&key).await;
+        }
+        done
+    }
+
+    /// `None` when the snapshot is there already; it is held by the lease from now on.
+    async fn prepare(&self, key: &str) -> Result<Option<Vec<Mount>>, Failure> {
+        let client = &self.lease.client;
+        for _ in 0..MAX_PREPARES {
+            let request = client.request(PrepareSnapshotRequest {
+                snapshotter: self.shared.snapshotter.clone(),
+                key: key.to_owned(),
+                parent: self.parent.map(Digest::to_string).unwrap_or_default(),
+                labels: self.snapshot_labels(),
+            });
+            match Client::call(client.snapshots().prepare(request)).await {
+                Ok(answer) => return Ok(Some(answer.mounts)),
+                Err(status) if status.code() == Code::AlreadyExists => {
+                    if has_snapshot(client, &self.shared.snapshotter, self.chain_id).await? {
+                        return Ok(None);
+                    }
+                }
+                Err(status) => {
+                    let what =
+                        format_args!("preparing the snapshot for layer {}", self.layer.digest);
+                    return Err(client.failure(what, &status));
+                }
+            }
+        }
+        Err(Failure::new(
+            FailureKind::RuntimeUnavailable,
+            format!("snapshot {} comes and goes", self.chain_id),
+        ))
+    }
+
+    /// Has containerd inflate the layer into the snapshot, and compares what it unpacked with what
+    /// the configuration says.
+    async fn apply(&self, mounts: Vec<Mount>) -> Result<(), Failure> {
+        let client = &self.lease.client;
+        let request = client.request(ApplyRequest {
+            diff: Some(WireDescriptor {
+                media_type: self.layer.media_type.clone(),
+                digest: self.layer.digest.to_string(),
+                size: i64::try_from(self.layer.size).unwrap_or(i64::MAX),
+                annotations: self.layer.annotations.clone().into_iter().collect(),
+            }),
+            mounts,
+            ..ApplyRequest::default()
+        });
+        // As long as it takes: the attempt as a whole has a limit.
+        let answer = client.diff().apply(request).await.map_err(|status| {
+            client.failure(
+                format_args!("unpacking layer {}", self.layer.digest),
+                &status,
+            )
+        })?;
+        let applied = answer
+            .into_inner()
+            .applied
+            .map(|applied| applied.digest)
+            .unwrap_or_default();
+        if applied == self.diff_id.as_str() {
+            return Ok(());
+        }
+        Err(Failure::new(
+            FailureKind::DigestMismatch,
+            format!(
+                "layer {} unpacks to {applied}, while the image's configuration says {}",
+                self.layer.digest, self.diff_id
+            ),
+        ))
+    }
+
+    async fn commit(&self, key: &str) -> Result<(), Failure> {
+        let client = &self.lease.client;
+        let request = client.request(CommitSnapshotRequest {
+            snapshotter: self.shared.snapshotter.clone(),
+            name: self.chain_id.to_string(),
+            key: key.to_owned(),
+            labels: self.snapshot_labels(),
+        });
+        match Client::call(client.snapshots().commit(request)).await {
+            Ok(()) => self.lease.committed(key),
+            // Somebody else's pull was faster.
+            Err(status) if status.code() == Code::AlreadyExists => self.lease.remove(key).await,
+            Err(status) => {
+                let what = format_args!("committing the snapshot of layer {}", self.layer.digest);
+                return Err(client.failure(what, &status));
+            }
+        }
+        // Only now is it known to be true.
+        let uncompressed = (labels::UNCOMPRESSED.to_owned(), self.diff_id.to_string());
+        client
+            .label(&self.layer.digest, Labels::from([uncompressed]))
+            .await
+    }
+
+    fn snapshot_labels(&self) -> Labels {
+        Labels::from([(labels::SNAPSHOT_REF.to_owned(), self.chain_id.to_string())])
+    }
+}

@@ -1,0 +1,523 @@
+//! One repository and its endpoints: resolve, manifest, blob (OCI distribution spec 1.1, "Pull").
+
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
+    HeaderValue, RANGE,
+};
+use reqwest::{Method, Response, StatusCode, Url};
+
+use super::auth::Authorizer;
+use super::credentials::Keychain;
+use super::hosts::{self, Host, Transport};
+use super::{MAX_MANIFEST_BYTES, Shared, challenge, failure, http, manifest};
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::{Digest, ImageRef};
+
+/// Most that is read of the body of an error, in bytes.
+const MAX_ERROR_BYTES: u64 = 16 << 10;
+const CONTENT_DIGEST: &str = "docker-content-digest";
+
+/// What a tag means, or a digest turned out to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// The digest of the manifest or index.
+    pub digest: Digest,
+    /// Its media type.
+    pub media_type: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The bytes of a manifest or index; they hash to the digest they were asked by.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawManifest {
+    /// What the registry says it is.
+    pub media_type: String,
+    /// The bytes, exactly as the registry has them.
+    pub bytes: Bytes,
+}
+
+/// A blob on its way.
+pub struct Blob {
+    /// The bytes from the offset asked for. Not yet verified.
+    pub stream: BoxStream<'static, Result<Bytes, Failure>>,
+    /// Which endpoint sends it, for [`Repository::blob`] to go on from.
+    pub endpoint: usize,
+    /// Whether that is a mirror.
+    pub from_mirror: bool,
+}
+
+/// An image's repository, and where it is to be had.
+pub struct Repository {
+    registry: String,
+    repository: String,
+    endpoints: Vec<Endpoint>,
+    shared: Arc<Shared>,
+    /// What is wrong with the node's credentials, to be said when they are refused.
+    credential_problems: Vec<String>,
+}
+
+struct Endpoint {
+    host: Host,
+    client: reqwest::Client,
+    authorizer: Authorizer,
+}
+
+/// What the endpoints answered so far.
+#[derive(Default)]
+struct Tried {
+    failures: Vec<Failure>,
+}
+
+impl Tried {
+    fn failed(&mut self, endpoint: &Endpoint, failure: Failure) {
+        tracing::debug!(endpoint = endpoint.host.authority, %failure, "endpoint failed");
+        self.failures.push(failure);
+    }
+}
+
+pub(super) async fn open(
+    shared: &Arc<Shared>,
+    image: &ImageRef,
+    pull_secrets: &[String],
+) -> Result<Repository, Failure> {
+    let config = &shared.config;
+    let (registry, repository) = (image.registry(), image.repository());
+    let (hosts, problem) = hosts::load(&config.hosts_dirs, registry);
+    if let Some(error) = problem {
+        tracing::warn!(%error, "going on without this file, as containerd does");
+    }
+    let keychain = Keychain::load(
+        config.secrets_dir.as_deref(),
+        pull_secrets,
+        config.docker_config.as_deref(),
+    );
+    let mut endpoints = Vec::with_capacity(hosts.len());
+    for host in hosts.into_iter().filter(|host| host.can_pull) {
+        let client = shared.transports.client(&host).map_err(|error| {
+            Failure::new(
+                FailureKind::RegistryUnavailable,
+                format!("the node's settings for {}: {error}", host.authority),
+            )
+        })?;
+        let candidates = keychain
+            .candidates(&host.authority, !host.is_proxy, registry, repository)
+            .await;
+        let authorizer = Authorizer::new(
+            shared.cache.clone(),
+            client.clone(),
+            (host.authority.clone(), repository.to_owned()),
+            host.transport != Transport::Https,
+            candidates,
+        );
+        endpoints.push(Endpoint {
+            host,
+            client,
+            authorizer,
+        });
+    }
+    Ok(Repository {
+        registry: registry.to_owned(),
+        repository: repository.to_owned(),
+        endpoints,
+        shared: shared.clone(),
+        credential_problems: keychain.missing,
+    })
+}
+
+impl Repository {
+    /// Asks what the reference means now: its digest, or else its tag.
+    ///
+    /// # Errors
+    /// As the registry answers: not found, refused, limited, unavailable.
+    pub async fn resolve(&self, image: &ImageRef) -> Result<Resolved, Failure> {
+        let by_digest = image.digest().map(Digest::as_str);
+        let name = by_digest.or(image.tag()).unwrap_or("latest").to_owned();
+        let mut tried = Tried::default();
+        for endpoint in &self.endpoints {
+            if by_digest.is_none() && !endpoint.host.can_resolve {
+                continue;
+            }
+            match self.resolve_at(endpoint, &name).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(failure) => tried.failed(endpoint, failure),
+            }
+        }
+        Err(self.exhausted(tried))
+    }
+
+    async fn resolve_at(&self, endpoint: &Endpoint, name: &str) -> Result<Resolved, Failure> {
+        let path = format!("manifests/{name}");
+        let response = self
+            .request(endpoint, Method::HEAD, &path, accept_manifests())
+            .await?;
+        let headers = response.headers();
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let digest = text(CONTENT_DIGEST).and_then(|digest| digest.parse::<Digest>().ok());
+        let size = text(CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
+        if response.status().is_success()
+            && let (Some(digest), Some(size)) = (digest, size)
+        {
+            let media_type = media_type(headers);
+            return Ok(Resolved {
+                digest,
+                media_type,
+                size,
+            });
+        }
+        if response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error()
+        {
+            return Err(refusal(response, &self.what(endpoint, &Method::HEAD, &path)).await);
+        }
+        // Some registries do not know the method, or leave out the digest; and only the refusal of a
+        // GET says why.
+        let (media_type, bytes) = self.fetch_manifest(endpoint, name).await?;
+        Ok(Resolved {
+            digest: Digest::of(&bytes),
+            media_type,
+            size: bytes.len() as u64,
+        })
+    }
+
+    /// Fetches a manifest or index.
+    ///
+    /// # Errors
+    /// As the registry answers; `DigestMismatch` when no endpoint has bytes that hash to the digest.
+    pub async fn manifest(&self, digest: &Digest) -> Result<RawManifest, Failure> {
+        let mut tried = Tried::default();
+        for endpoint in &self.endpoints {
+            match self.fetch_manifest(endpoint, digest.as_str()).await {
+                Ok((media_type, bytes)) if Digest::of(&bytes) == *digest => {
+                    return Ok(RawManifest { media_type, bytes });
+                }
+                Ok((_, bytes)) => tried.failed(
+                    endpoint,
+                    Failure::new(
+                        FailureKind::DigestMismatch,
+                        format!(
+                            "{} sent a manifest that hashes to {} where {digest} was asked for",
+                            endpoint.host.authority,
+                            Digest::of(&bytes)
+                        ),
+                    ),
+                ),
+                Err(failure) => tried.failed(endpoint, failure),
+            }
+        }
+        Err(self.exhausted(tried))
+    }
+
+    async fn fetch_manifest(
+        &self,
+        endpoint: &Endpoint,
+        name: &str,
+    ) -> Result<(String, Bytes), Failure> {
+        let path = format!("manifests/{name}");
+        let response = self
+            .request(endpoint, Method::GET, &path, accept_manifests())
+            .await?;
+        let what = self.what(endpoint, &Method::GET, &path);
+        if !response.status().is_success() {
+            return Err(refusal(response, &what).await);
+        }
+        let media_type = media_type(response.headers());
+        let bytes = http::read_bounded(response, MAX_MANIFEST_BYTES, &what).await?;
+        Ok((media_type, bytes.into()))
+    }
+
+    /// Opens a blob of `size` bytes at `offset`, trying the endpoints from `first_endpoint` on.
+    ///
+    /// # Errors
+    /// As the registry answers; `DigestMismatch` when the blob there has another size.
+    pub async fn blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        first_endpoint: usize,
+    ) -> Result<Blob, Failure> {
+        let mut tried = Tried::default();
+        for (at, endpoint) in self.endpoints.iter().enumerate().skip(first_endpoint) {
+            match self.blob_at(endpoint, digest, size, offset).await {
+                Ok(stream) => {
+                    return Ok(Blob {
+                        stream,
+                        endpoint: at,
+                        from_mirror: endpoint.host.is_mirror,
+                    });
+                }
+                Err(failure) => tried.failed(endpoint, failure),
+            }
+        }
+        Err(self.exhausted(tried))
+    }
+
+    /// How many endpoints there are to try.
+    #[must_use]
+    pub fn endpoints(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    async fn blob_at(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+        let path = format!("blobs/{digest}");
+        let what = self.what(endpoint, &Method::GET, &path);
+        let mut headers = HeaderMap::new();
+        // A proxy that compresses on the way would make the bytes others than the digest's.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if offset > 0
+            && let Ok(range) = HeaderValue::try_from(format!("bytes={offset}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        let response = self.request(endpoint, Method::GET, &path, headers).await?;
+        let skip = match response.status() {
+            StatusCode::OK => {
+                same_size(content_length(&response), size, &what)?;
+                offset
+            }
+            StatusCode::PARTIAL_CONTENT => {
+                let (start, total) = content_range(&response);
+                same_size(total, size, &what)?;
+                if start != Some(offset) {
+                    return Err(Failure::new(
+                        FailureKind::RegistryUnavailable,
+                        format!("{what}: answered with another range than the one asked for"),
+                    ));
+                }
+                0
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Err(Failure::new(
+                    FailureKind::DigestMismatch,
+                    format!("{what}: has not even the {offset} bytes that are here, of {size}"),
+                ));
+            }
+            _ => return Err(refusal(response, &what).await),
+        };
+        let stream = response
+            .bytes_stream()
+            .map(move |chunk| chunk.map_err(|error| failure::of_transport(error, &what)));
+        Ok(skipping(stream, skip).boxed())
+    }
+
+    fn exhausted(&self, mut tried: Tried) -> Failure {
+        // The last endpoint is the registry itself: what it says is what holds.
+        let Some(mut failure) = tried.failures.pop() else {
+            return Failure::new(
+                FailureKind::RegistryUnavailable,
+                format!(
+                    "hosts.toml leaves no endpoint for {} that may be asked",
+                    self.registry
+                ),
+            );
+        };
+        let join = |failures: &[Failure]| {
+            let messages: Vec<_> = failures
+                .iter()
+                .map(|failure| failure.message.as_str())
+                .collect();
+            messages.join("; ")
+        };
+        if !tried.failures.is_empty() {
+            failure.message = format!(
+                "{} (before that: {})",
+                failure.message,
+                join(&tried.failures)
+            );
+        }
+        if failure.kind == FailureKind::Unauthorized && !self.credential_problems.is_empty() {
+            failure.message = format!(
+                "{} (credentials: {})",
+                failure.message,
+                self.credential_problems.join("; ")
+            );
+        }
+        failure
+    }
+
+    /// Sends a request with the proof the endpoint wants. Statuses other than a refusal of the proof
+    /// are the caller's.
+    async fn request(
+        &self,
+        endpoint: &Endpoint,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<Response, Failure> {
+        let what = self.what(endpoint, &method, path);
+        // Ends because every refusal of a fresh proof uses up one of the credentials.
+        loop {
+            let proof = endpoint.authorizer.proof().await?;
+            let mut headers = headers.clone();
+            headers.extend(endpoint.host.headers.clone());
+            if let Some(header) = &proof.header {
+                headers.insert(AUTHORIZATION, header.clone());
+            }
+            let (response, asked) = self.send(endpoint, &method, path, headers, &what).await?;
+            let status = response.status();
+            let wants_proof = status == StatusCode::UNAUTHORIZED
+                || (status == StatusCode::FORBIDDEN && proof.header.is_some());
+            // A 401 of the store that the registry redirected to is not the registry's.
+            if !wants_proof || response.url().origin() != asked.origin() {
+                return Ok(response);
+            }
+            let wanted = challenge::choose(response.headers());
+            match endpoint.authorizer.refused(&proof, wanted).await {
+                Ok(()) => {}
+                Err(Some(failure)) => return Err(failure),
+                Err(None) => return Err(refusal(response, &what).await),
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Endpoint,
+        method: &Method,
+        path: &str,
+        headers: HeaderMap,
+        what: &str,
+    ) -> Result<(Response, Url), Failure> {
+        let host = &endpoint.host;
+        let plain_known = || {
+            let plain = self
+                .shared
+                .plain
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            plain.contains(&host.authority)
+        };
+        let mut plain = match host.transport {
+            Transport::Http => true,
+            Transport::Https => false,
+            Transport::HttpsThenHttp => plain_known(),
+        };
+        loop {
+            let url = self.url(host, plain, path)?;
+            let (client, headers) = (&endpoint.client, headers.clone());
+            match http::send(client, method.clone(), url.clone(), headers, what).await {
+                Ok(response) => return Ok((response, url)),
+                Err(http::SendError::Redirect(failure)) => return Err(failure),
+                Err(http::SendError::Transport(error))
+                    if !plain
+                        && host.transport == Transport::HttpsThenHttp
+                        && failure::is_not_tls(&error) =>
+                {
+                    plain = true;
+                    let mut known = self
+                        .shared
+                        .plain
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    known.insert(host.authority.clone());
+                }
+                Err(http::SendError::Transport(error)) => {
+                    return Err(failure::of_transport(error, what));
+                }
+            }
+        }
+    }
+
+    fn url(&self, host: &Host, plain: bool, path: &str) -> Result<Url, Failure> {
+        let scheme = if plain { "http" } else { "https" };
+        let text = format!(
+            "{scheme}://{}{}/{}/{path}",
+            host.authority, host.path, self.repository
+        );
+        let mut url = Url::parse(&text).map_err(|error| {
+            Failure::new(FailureKind::InvalidReference, format!("{text}: {error}"))
+        })?;
+        if host.is_proxy {
+            url.query_pairs_mut().append_pair("ns", &self.registry);
+        }
+        Ok(url)
+    }
+
+    fn what(&self, endpoint: &Endpoint, method: &Method, path: &str) -> String {
+        format!(
+            "{method} {}/{}/{path}",
+            endpoint.host.authority, self.repository
+        )
+    }
+}
+
+async fn refusal(response: Response, what: &str) -> Failure {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = http::read_bounded(response, MAX_ERROR_BYTES, what)
+        .await
+        .unwrap_or_default();
+    failure::of_status(status, &headers, &body, what)
+}
+
+fn accept_manifests() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
+    headers
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+fn content_length(response: &Response) -> Option<u64> {
+    let value = response.headers().get(CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
+}
+
+/// First byte and total of `bytes first-last/total` (RFC 9110, section 14.4).
+fn content_range(response: &Response) -> (Option<u64>, Option<u64>) {
+    let parse = || {
+        let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+        let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+        let first = range.split_once('-')?.0.parse().ok()?;
+        Some((first, total.parse().ok()))
+    };
+    parse().map_or((None, None), |(first, total)| (Some(first), total))
+}
+
+fn same_size(actual: Option<u64>, expected: u64, what: &str) -> Result<(), Failure> {
+    match actual {
+        Some(actual) if actual != expected => Err(Failure::new(
+            FailureKind::DigestMismatch,
+            format!("{what}: has {actual} bytes where the manifest says {expected}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Leaves out the first `skip` bytes: what a registry without ranges sends again.
+fn skipping(
+    stream: impl futures::Stream<Item = Result<Bytes, Failure>>,
+    mut skip: u64,
+) -> impl futures::Stream<Item = Result<Bytes, Failure>> {
+    stream.filter_map(move |chunk| {
+        let kept = match chunk {
+            Err(failure) => Some(Err(failure)),
+            Ok(mut chunk) => {
+                let dropped = skip.min(chunk.len() as u64);
+                skip -= dropped;
+                // `dropped` is at most the chunk's length, which is a usize.
+                let rest = chunk.split_off(usize::try_from(dropped).unwrap_or(chunk.len()));
+                (!rest.is_empty()).then_some(Ok(rest))
+            }
+        };
+        futures::future::ready(kept)
+    })
+}

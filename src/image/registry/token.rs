@@ -1,0 +1,136 @@
+//! The token server: `GET` with a password or nobody's, `POST` with a refresh token (distribution's
+//! `docs/spec/auth/{token,oauth}.md`).
+
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use serde::Deserialize;
+
+use super::credentials::{Credential, basic};
+use super::{failure, http};
+use crate::domain::failure::{Failure, FailureKind};
+
+/// Largest answer of a token server, in bytes; tokens of some clouds are several kilobytes.
+const MAX_TOKEN_BYTES: u64 = 1 << 20;
+/// The lifetime of a token whose server does not say (distribution's token specification).
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+/// Longest lifetime that is believed.
+const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How much of its lifetime a token is used for, in percent: the rest is for requests under way.
+const USED_LIFETIME_PERCENT: u32 = 80;
+const CLIENT_ID: &str = "prewarm";
+
+/// A token, and how long it may be used.
+pub(super) struct Token {
+    pub(super) value: String,
+    pub(super) lifetime: Duration,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+/// Asks for a token that may pull.
+///
+/// # Errors
+/// `Unauthorized` when the server refuses the credential, else as for any request.
+pub(super) async fn fetch(
+    client: &reqwest::Client,
+    realm: Url,
+    service: Option<&str>,
+    scope: &str,
+    credential: Option<&Credential>,
+) -> Result<Token, Failure> {
+    let what = format!("token server {}", realm.host_str().unwrap_or_default());
+    let response = request(client, realm, service, scope, credential)
+        .send()
+        .await
+        .map_err(|error| failure::of_transport(error, &what))?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = http::read_bounded(response, MAX_TOKEN_BYTES, &what).await?;
+    if !status.is_success() {
+        let mut failure = failure::of_status(status, &headers, &body, &what);
+        // A token server says 400 or 404 to a refresh token that is no longer good.
+        if matches!(status.as_u16(), 400 | 404) {
+            failure.kind = FailureKind::Unauthorized;
+        }
+        return Err(failure);
+    }
+    let unusable = || {
+        Failure::new(
+            FailureKind::RegistryUnavailable,
+            format!("{what}: the answer has no token"),
+        )
+    };
+    let answer: Answer = serde_json::from_slice(&body).map_err(|_| unusable())?;
+    let value = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty())
+        .ok_or_else(unusable)?;
+    let lifetime = answer
+        .expires_in
+        .filter(|seconds| *seconds > 0)
+        .map_or(DEFAULT_LIFETIME, Duration::from_secs)
+        .min(MAX_LIFETIME);
+    Ok(Token {
+        value,
+        lifetime: lifetime * USED_LIFETIME_PERCENT / 100,
+    })
+}
+
+fn request(
+    client: &reqwest::Client,
+    realm: Url,
+    service: Option<&str>,
+    scope: &str,
+    credential: Option<&Credential>,
+) -> reqwest::RequestBuilder {
+    match credential {
+        Some(Credential::Identity(secret)) => {
+            let fields = [
+                ("grant_type", "refresh_token"),
+                ("refresh_token", secret),
+                ("service", service.unwrap_or_default()),
+                ("client_id", CLIENT_ID),
+                ("scope", scope),
+            ];
+            client
+                .post(realm)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form(&fields))
+        }
+        credential => {
+            let mut url = realm;
+            {
+                let mut query = url.query_pairs_mut();
+                if let Some(service) = service {
+                    query.append_pair("service", service);
+                }
+                for scope in scope.split(' ') {
+                    query.append_pair("scope", scope);
+                }
+            }
+            let request = client.get(url);
+            match credential {
+                Some(Credential::Password { user, password }) => {
+                    request.header(AUTHORIZATION, basic(user, password))
+                }
+                _ => request,
+            }
+        }
+    }
+}
+
+/// `application/x-www-form-urlencoded`, which is what a URL's query is written in.
+fn form(fields: &[(&str, &str)]) -> String {
+    let Ok(mut url) = Url::parse("form:") else {
+        return String::new();
+    };
+    url.query_pairs_mut().extend_pairs(fields);
+    url.query().unwrap_or_default().to_owned()
+}

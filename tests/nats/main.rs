@@ -1,0 +1,28 @@
+//! Against real nats-servers, the oldest and the newest generation that is supported.
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// Runs a test on every supported generation of nats-server.
+macro_rules! on_every_generation {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use crate::support::nats::NatsVersion;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nats_2_10() {
+                super::$test(NatsVersion::V2_10).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nats_2_15() {
+                super::$test(NatsVersion::V2_15).await;
+            }
+        }
+    )+};
+}
+
+mod pull;
+mod worker;
+mod worker_cell;
