@@ -7,6 +7,7 @@
 //! - [`image`]: putting one image on this node → `domain`.
 //! - [`work`]: the worker: takes tasks, pulls, tells → `domain`, `wire`, `bus`, `image`.
 
+pub mod api;
 pub mod bus;
 pub mod dispatch;
 pub mod domain;

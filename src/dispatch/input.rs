@@ -11,7 +11,7 @@ use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::{Heartbeat, PullId, Registration};
 
 /// Names the registration a reply belongs to; made by the shell, opaque to the state.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ReplyToken(pub u64);
 
 /// Whether a job is to stop releasing or to go on.

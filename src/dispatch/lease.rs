@@ -204,6 +204,21 @@ impl Lease {
         matches!(self.phase, Phase::Leading(until) if now < until)
     }
 
+    /// Until when effects may be begun; `None` while another leads, or nobody.
+    #[must_use]
+    pub const fn acts_until(&self) -> Option<Uptime> {
+        match self.phase {
+            Phase::Leading(until) => Some(until),
+            Phase::Standby(_) | Phase::Leaving | Phase::Left | Phase::Stopped => None,
+        }
+    }
+
+    /// Whether the open request is a look at the bucket.
+    #[must_use]
+    pub const fn is_looking(&self) -> bool {
+        matches!(self.asked, Some(Asked::Look))
+    }
+
     /// How long the shell waits for an answer of the bucket.
     #[must_use]
     pub fn request_limit(&self) -> Duration {

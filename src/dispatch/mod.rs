@@ -12,20 +12,28 @@
 //! - `record`: the state as records and events;
 //! - [`lease`]: which of several dispatchers leads.
 
+mod arrivals;
+mod clock;
 mod fleet;
 mod input;
 mod job;
+mod lead;
 pub mod lease;
+mod load;
 mod nodes;
+mod perform;
 mod pulls;
 mod rebuild;
 mod record;
 mod requests;
+mod resolve;
 mod rounds;
+pub mod run;
 mod slots;
 pub mod state;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod welcome;
 
 pub use input::{Effect, Input, Pause, ReplyToken, Request};

@@ -61,11 +61,9 @@ impl Dispatcher {
         self.last_task = self.last_task.max(sequence);
         let pull = self.find(&key, run);
         if let Some(pull) = pull.filter(|_| !self.leading)
-            && let Some(PullState::Pending(resource)) = self.state_of(pull)
+            && let Some(state @ PullState::Pending(_)) = self.state_of(pull)
         {
-            if let Some(turn) = self.turn(pull) {
-                self.slots.leave(resource, &turn);
-            }
+            self.leave_slots(pull, state);
             let needs = self.needs(pull);
             self.slots.take(&needs);
             self.activate(pull);

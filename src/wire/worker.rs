@@ -32,7 +32,7 @@ pub struct Registration {
 }
 
 /// The answer: where the node's tasks are asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistrationReply {
     /// The stream that holds the tasks.

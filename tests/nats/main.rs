@@ -1,5 +1,9 @@
-//! Against real nats-servers, the oldest and the newest generation that is supported.
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+//! The roles against real nats-servers, the oldest and the newest supported; the other side is played by the test.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,6 +27,9 @@ macro_rules! on_every_generation {
     )+};
 }
 
+mod api;
+mod cell;
+mod dispatcher;
 mod pull;
 mod worker;
 mod worker_cell;

@@ -1,0 +1,257 @@
+//! What arrives from the broker, read and put into one bounded queue.
+
+use std::time::Duration;
+
+use async_nats::Message;
+use async_nats::jetstream::consumer::AckPolicy;
+use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::message::Acker;
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::input::{Input, Pause, Request};
+use super::load::task_event;
+use crate::bus::Bus;
+use crate::bus::read::Reading;
+use crate::domain::name::NodeName;
+use crate::wire::command::JobCommand;
+use crate::wire::event::Problem;
+use crate::wire::manifest;
+use crate::wire::subject::{JobVerb, Subjects};
+use crate::wire::worker::{Heartbeat, Registration, RegistrationReply};
+
+/// Arrivals that wait for the state; whoever brings more waits, and the broker keeps the rest.
+pub(super) const QUEUE: usize = 4_096;
+/// The durable consumer of `PREWARM_JOBS`, shared by all dispatchers of a cell.
+const REQUESTS_CONSUMER: &str = "dispatcher";
+/// How long a request may be in the hands of a dispatcher before another one gets it.
+const REQUEST_ACK_WAIT: Duration = Duration::from_secs(30);
+/// Requests in the hands of a dispatcher at once. One, so that they are applied strictly in their
+/// order: a submission that came again after the deletion of its job would make the job anew.
+const MAX_REQUESTS_IN_HAND: i64 = 1;
+
+/// Something for the state, with what the shell needs to answer it.
+pub(super) enum Arrival {
+    Input(Input),
+    Request {
+        request: Request,
+        sequence: u64,
+        acker: Box<Acker>,
+    },
+    Registered {
+        node: NodeName,
+        registration: Box<Registration>,
+        reply: async_nats::Subject,
+    },
+    /// A source ended or failed: nothing more will come from it.
+    Broken(String),
+}
+
+type Queue = mpsc::Sender<Arrival>;
+
+/// Starts to listen to everything. The tasks end when the set is dropped.
+pub(super) async fn listen(
+    bus: &Bus,
+    events: Reading,
+    queue: &Queue,
+) -> Result<JoinSet<()>, String> {
+    let mut sources = JoinSet::new();
+    let subscribe = async |subject: String| {
+        let subscribed = bus.client.subscribe(subject.clone()).await;
+        subscribed.map_err(|error| format!("cannot subscribe to {subject}: {error}"))
+    };
+    let workers = subscribe(bus.subjects.workers()).await?;
+    let heartbeats = subscribe(bus.subjects.heartbeats()).await?;
+    let requests = requests(bus).await?;
+    sources.spawn(take_events(events, queue.clone()));
+    sources.spawn(take_registrations(bus.clone(), workers, queue.clone()));
+    sources.spawn(take_heartbeats(
+        bus.subjects.clone(),
+        heartbeats,
+        queue.clone(),
+    ));
+    sources.spawn(take_requests(bus.subjects.clone(), requests, queue.clone()));
+    Ok(sources)
+}
+
+async fn requests(bus: &Bus) -> Result<async_nats::jetstream::consumer::pull::Stream, String> {
+    let stream = bus.subjects.jobs_stream();
+    let failed = |error: &dyn std::fmt::Display| format!("cannot consume {stream}: {error}");
+    let handle = bus
+        .jetstream
+        .get_stream_no_info(&stream)
+        .await
+        .map_err(|e| failed(&e))?;
+    let config = PullConfig {
+        durable_name: Some(REQUESTS_CONSUMER.to_owned()),
+        description: Some("prewarm: what users ask".to_owned()),
+        filter_subjects: JobVerb::ALL.map(|verb| bus.subjects.job(verb)).to_vec(),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: REQUEST_ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: MAX_REQUESTS_IN_HAND,
+        ..PullConfig::default()
+    };
+    let consumer = handle
+        .create_consumer(config)
+        .await
+        .map_err(|e| failed(&e))?;
+    consumer.messages().await.map_err(|e| failed(&e))
+}
+
+async fn take_events(mut events: Reading, queue: Queue) {
+    loop {
+        match events.messages.next().await {
+            Some(Ok(message)) => {
+                if let Some(input) = task_event(&message)
+                    && queue.send(Arrival::Input(input)).await.is_err()
+                {
+                    return;
+                }
+            }
+            Some(Err(error)) => return broken(&queue, format!("the events ended: {error}")).await,
+            None => return broken(&queue, "the events ended".to_owned()).await,
+        }
+    }
+}
+
+async fn broken(queue: &Queue, reason: String) {
+    // Nobody listens any more: the leadership is over already.
+    let _ = queue.send(Arrival::Broken(reason)).await;
+}
+
+async fn take_registrations(bus: Bus, mut workers: async_nats::Subscriber, queue: Queue) {
+    while let Some(message) = workers.next().await {
+        let Some(reply) = message.reply.clone() else {
+            continue;
+        };
+        match read_registration(&bus.subjects, &message) {
+            Ok((node, registration)) => {
+                let registration = Box::new(registration);
+                if queue
+                    .send(Arrival::Registered {
+                        node,
+                        registration,
+                        reply,
+                    })
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(
+                    subject = message.subject.as_str(),
+                    error,
+                    "a registration was refused"
+                );
+                let answer = RegistrationReply {
+                    error,
+                    ..RegistrationReply::default()
+                };
+                let body = serde_json::to_vec(&answer).unwrap_or_default();
+                // A worker that gets no answer asks again.
+                let _ = bus.client.publish(reply, body.into()).await;
+            }
+        }
+    }
+    broken(&queue, "the subscription to workers ended".to_owned()).await;
+}
+
+fn read_registration(
+    subjects: &Subjects,
+    message: &Message,
+) -> Result<(NodeName, Registration), String> {
+    let node = subjects.parse_node(&message.subject);
+    let node = node.ok_or("the subject does not end in the token of a node's name")?;
+    let registration = serde_json::from_slice(&message.payload)
+        .map_err(|error| format!("the registration cannot be read: {error}"))?;
+    Ok((node, registration))
+}
+
+async fn take_heartbeats(subjects: Subjects, mut heartbeats: async_nats::Subscriber, queue: Queue) {
+    while let Some(message) = heartbeats.next().await {
+        let Some(node) = subjects.parse_node(&message.subject) else {
+            continue;
+        };
+        let Ok(heartbeat) = serde_json::from_slice::<Heartbeat>(&message.payload) else {
+            continue;
+        };
+        if queue
+            .send(Arrival::Input(Input::Heartbeat { node, heartbeat }))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    broken(&queue, "the subscription to heartbeats ended".to_owned()).await;
+}
+
+async fn take_requests(
+    subjects: Subjects,
+    mut requests: async_nats::jetstream::consumer::pull::Stream,
+    queue: Queue,
+) {
+    while let Some(next) = requests.next().await {
+        let message = match next {
+            Ok(message) => message,
+            Err(error) => return broken(&queue, format!("the requests ended: {error}")).await,
+        };
+        let Ok(sequence) = message.info().map(|info| info.stream_sequence) else {
+            continue;
+        };
+        let request = read_request(&subjects, &message.subject, &message.payload);
+        let (_, acker) = message.split();
+        let acker = Box::new(acker);
+        if queue
+            .send(Arrival::Request {
+                request,
+                sequence,
+                acker,
+            })
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    broken(&queue, "the requests ended".to_owned()).await;
+}
+
+fn read_request(subjects: &Subjects, subject: &str, body: &[u8]) -> Request {
+    let Some(verb) = subjects.parse_job(subject) else {
+        let message = format!("{subject} is no request");
+        let problems = vec![Problem {
+            path: String::new(),
+            message,
+        }];
+        return Request::Unreadable {
+            name: None,
+            problems,
+        };
+    };
+    if verb == JobVerb::Submit {
+        return match manifest::parse(body) {
+            Ok(submission) => Request::Submit(Box::new(submission)),
+            Err(rejection) => Request::Unreadable {
+                name: rejection.name,
+                problems: rejection.problems,
+            },
+        };
+    }
+    match JobCommand::parse(body) {
+        Err(problem) => Request::Unreadable {
+            name: None,
+            problems: vec![problem],
+        },
+        Ok(command) => match verb {
+            JobVerb::Cancel => Request::Cancel(command.name),
+            JobVerb::Delete => Request::Delete(command.name),
+            JobVerb::Pause => Request::Pause(command.name, Pause::Pause),
+            JobVerb::Resume | JobVerb::Submit => Request::Pause(command.name, Pause::Resume),
+        },
+    }
+}

@@ -1,0 +1,193 @@
+//! One leadership: read everything back, then turn arrivals into effects until it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::arrivals::{Arrival, QUEUE, listen};
+use super::clock::{Clock, uptime};
+use super::input::{Effect, Input, ReplyToken};
+use super::load::{Loaded, load};
+use super::perform::{Performer, purge_subject};
+use super::resolve::Resolver;
+use super::state::{Dispatcher, Settings};
+use crate::bus::Bus;
+use crate::domain::time::Timestamp;
+
+/// Arrivals taken together before their effects are done.
+const BATCH: usize = 256;
+/// Longest sleep; a timer further away is looked at again then.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Until when effects may be begun, shared between the keeper of the lease and who leads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Permission(Arc<AtomicU64>);
+
+impl Permission {
+    pub(super) fn extend_to(&self, until: Option<Duration>) {
+        let millis = until.map_or(0, |until| {
+            u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
+        });
+        self.0.store(millis, Ordering::Release);
+    }
+
+    fn is_valid(&self) -> bool {
+        uptime().as_millis() < u128::from(self.0.load(Ordering::Acquire))
+    }
+}
+
+/// Why a leadership ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Ended(String);
+
+fn ended(reason: impl std::fmt::Display) -> Ended {
+    Ended(reason.to_string())
+}
+
+/// Leads until the token is cancelled or something fails.
+pub(super) async fn lead(
+    bus: Bus,
+    settings: Settings,
+    resolver: Resolver,
+    permission: Permission,
+    yielded: CancellationToken,
+) -> Result<(), Ended> {
+    let mut leader = tokio::select! {
+        leader = Leader::begin(bus, settings, resolver, permission) => leader?,
+        () = yielded.cancelled() => return Ok(()),
+    };
+    leader.go_on(&yielded).await
+}
+
+struct Leader {
+    clock: Clock,
+    state: Dispatcher,
+    performer: Performer,
+    permission: Permission,
+    arrivals: mpsc::Receiver<Arrival>,
+    next_reply: u64,
+    /// Ends the listeners with the leadership.
+    _sources: tokio::task::JoinSet<()>,
+}
+
+impl Leader {
+    async fn begin(
+        bus: Bus,
+        settings: Settings,
+        resolver: Resolver,
+        permission: Permission,
+    ) -> Result<Self, Ended> {
+        let clock = Clock::new();
+        let began = std::time::Instant::now();
+        let loaded = load(&bus, settings, clock.now()).await.map_err(ended)?;
+        let Loaded {
+            state,
+            revisions,
+            events,
+            markers,
+        } = loaded;
+        for marker in markers {
+            let bucket = if marker.starts_with(&format!("$KV.{}.", bus.subjects.jobs_bucket())) {
+                bus.subjects.jobs_bucket()
+            } else {
+                bus.subjects.nodes_bucket()
+            };
+            purge_subject(&bus, &bucket, &marker).await.map_err(ended)?;
+        }
+        tracing::info!(
+            jobs = revisions.len(),
+            millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "read the cell back; leading"
+        );
+        let (sender, arrivals) = mpsc::channel(QUEUE);
+        let sources = listen(&bus, events, &sender).await.map_err(Ended)?;
+        let performer = Performer::new(bus, revisions, resolver, sender).await;
+        let mut leader = Self {
+            clock,
+            state,
+            performer: performer.map_err(ended)?,
+            permission,
+            arrivals,
+            next_reply: 0,
+            _sources: sources,
+        };
+        leader.take([Arrival::Input(Input::Lead)]).await?;
+        Ok(leader)
+    }
+
+    async fn go_on(&mut self, yielded: &CancellationToken) -> Result<(), Ended> {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let sleep = self.state.next_deadline().map_or(LONGEST_SLEEP, |at| {
+                at.since(self.clock.now()).min(LONGEST_SLEEP)
+            });
+            tokio::select! {
+                () = yielded.cancelled() => return Ok(()),
+                taken = self.arrivals.recv_many(&mut batch, BATCH) => {
+                    if taken == 0 {
+                        return Err(ended("nothing arrives any more"));
+                    }
+                    self.take(batch.drain(..)).await?;
+                }
+                () = tokio::time::sleep(sleep) => self.take([Arrival::Input(Input::Tick)]).await?,
+            }
+        }
+    }
+
+    /// Feeds arrivals to the state and does what it asks for.
+    async fn take(&mut self, arrivals: impl IntoIterator<Item = Arrival>) -> Result<(), Ended> {
+        let now = self.clock.now();
+        let mut effects = Vec::new();
+        for arrival in arrivals {
+            let input = self.read(arrival)?;
+            self.state.handle(now, input, &mut effects);
+        }
+        self.act(now, effects).await
+    }
+
+    async fn act(&mut self, now: Timestamp, mut effects: Vec<Effect>) -> Result<(), Ended> {
+        while !effects.is_empty() {
+            if !self.permission.is_valid() {
+                return Err(ended("the lease was not renewed in time"));
+            }
+            let known = self.performer.perform(std::mem::take(&mut effects)).await;
+            for input in known.map_err(ended)? {
+                self.state.handle(now, input, &mut effects);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, arrival: Arrival) -> Result<Input, Ended> {
+        match arrival {
+            Arrival::Input(input) => Ok(input),
+            Arrival::Request {
+                request,
+                sequence,
+                acker,
+            } => {
+                self.performer.requests.insert(sequence, acker);
+                Ok(Input::Request { request, sequence })
+            }
+            Arrival::Registered {
+                node,
+                registration,
+                reply,
+            } => {
+                let token = ReplyToken(self.next_reply);
+                self.next_reply += 1;
+                self.performer.replies.insert(token, reply);
+                Ok(Input::Registered {
+                    node,
+                    registration,
+                    reply: token,
+                })
+            }
+            Arrival::Broken(reason) => Err(Ended(reason)),
+        }
+    }
+}

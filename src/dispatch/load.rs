@@ -1,0 +1,209 @@
+//! Reading a cell back from the broker, as [`super::rebuild`] wants it.
+
+use std::collections::HashMap;
+
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::kv::{Operation, ParseOperationError};
+use serde::de::DeserializeOwned;
+
+use super::input::Input;
+use super::state::{Dispatcher, Settings};
+use crate::bus::Bus;
+use crate::bus::read::{ReadError, Reading};
+use crate::domain::name::JobName;
+use crate::domain::time::Timestamp;
+use crate::wire::event::{Event, JobEvent, TaskEvent};
+use crate::wire::record::{JobRecord, NodeRecord};
+use crate::wire::task::PullTask;
+
+/// A cell as it was read, and where its events go on.
+pub(super) struct Loaded {
+    pub(super) state: Dispatcher,
+    /// The revision of each job's record, for compare-and-set.
+    pub(super) revisions: HashMap<JobName, u64>,
+    /// The events from here on.
+    pub(super) events: Reading,
+    /// Keys of records that were deleted and whose markers can go.
+    pub(super) markers: Vec<String>,
+}
+
+/// Reads everything. The caller holds the lease, so nobody writes meanwhile but workers, whose
+/// words are in the events.
+pub(super) async fn load(
+    bus: &Bus,
+    settings: Settings,
+    now: Timestamp,
+) -> Result<Loaded, ReadError> {
+    let mut state = Dispatcher::new(settings);
+    let mut feed = |input: Input| state.handle(now, input, &mut Vec::new());
+    let events_end = newest(bus, &bus.subjects.events_stream()).await?;
+    feed(Input::EventsEnd {
+        sequence: events_end,
+    });
+    let mut markers = Vec::new();
+    for entry in bucket(bus, &bus.subjects.nodes_bucket()).await? {
+        match entry.value::<NodeRecord>() {
+            Some(record) => feed(Input::NodeRecord(Box::new(record))),
+            None => markers.extend(entry.marker()),
+        }
+    }
+    let mut revisions = HashMap::new();
+    for entry in bucket(bus, &bus.subjects.jobs_bucket()).await? {
+        match entry.value::<JobRecord>() {
+            Some(record) => {
+                revisions.insert(record.metadata.name.clone(), entry.revision);
+                feed(Input::JobRecord(Box::new(record)));
+            }
+            None => markers.extend(entry.marker()),
+        }
+    }
+    let tasks = (bus.subjects.tasks_stream(), bus.subjects.tasks());
+    bus.read_all(&tasks.0, tasks.1, DeliverPolicy::All, |message| {
+        if let Some(input) = released(bus, &message) {
+            feed(input);
+        }
+    })
+    .await?;
+    let job_events = bus.subjects.job_events(None);
+    let stream = bus.subjects.events_stream();
+    bus.read_all(
+        &stream,
+        job_events,
+        DeliverPolicy::LastPerSubject,
+        |message| {
+            if let Some(input) = told(&message) {
+                feed(input);
+            }
+        },
+    )
+    .await?;
+    let start_sequence = state.events_after().min(events_end).saturating_add(1);
+    let from = DeliverPolicy::ByStartSequence { start_sequence };
+    let mut events = bus
+        .read(&stream, bus.subjects.task_events(None), from)
+        .await?;
+    while let Some(message) = events.next_stored().await? {
+        if let Some(input) = task_event(&message) {
+            state.handle(now, input, &mut Vec::new());
+        }
+    }
+    Ok(Loaded {
+        state,
+        revisions,
+        events,
+        markers,
+    })
+}
+
+async fn newest(bus: &Bus, stream: &str) -> Result<u64, ReadError> {
+    let info = bus
+        .jetstream
+        .get_stream(stream)
+        .await
+        .map_err(|error| ReadError {
+            stream: stream.to_owned(),
+            reason: error.to_string(),
+        })?;
+    Ok(info.cached_info().state.last_sequence)
+}
+
+struct Entry {
+    key: String,
+    message: Message,
+    revision: u64,
+}
+
+impl Entry {
+    /// The value; `None` for a deletion's marker and for what cannot be read.
+    fn value<T: DeserializeOwned>(&self) -> Option<T> {
+        if self.is_marker() {
+            return None;
+        }
+        match serde_json::from_slice(&self.message.payload) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::error!(key = self.key, %error, "a record cannot be read; it is left alone");
+                None
+            }
+        }
+    }
+
+    fn is_marker(&self) -> bool {
+        let operation: Result<Operation, ParseOperationError> = self
+            .message
+            .headers
+            .as_ref()
+            .map_or(Ok(Operation::Put), |headers| {
+                headers
+                    .get("KV-Operation")
+                    .map_or(Ok(Operation::Put), |value| value.as_str().parse())
+            });
+        matches!(operation, Ok(Operation::Delete | Operation::Purge))
+    }
+
+    fn marker(self) -> Option<String> {
+        self.is_marker()
+            .then_some(self.message.message.subject.to_string())
+    }
+}
+
+async fn bucket(bus: &Bus, bucket: &str) -> Result<Vec<Entry>, ReadError> {
+    let mut entries = Vec::new();
+    let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.>"));
+    bus.read_all(&stream, filter, DeliverPolicy::LastPerSubject, |message| {
+        let key = message
+            .subject
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let revision = message.info().map_or(0, |info| info.stream_sequence);
+        entries.push(Entry {
+            key,
+            message,
+            revision,
+        });
+    })
+    .await?;
+    Ok(entries)
+}
+
+fn released(bus: &Bus, message: &Message) -> Option<Input> {
+    let sequence = message.info().ok()?.stream_sequence;
+    let key = bus.subjects.parse_task(&message.subject)?;
+    // A message nobody can read belongs to no run, and is withdrawn as one of a run that is over.
+    let run = serde_json::from_slice::<PullTask>(&message.payload)
+        .map(|task| task.run)
+        .unwrap_or_else(|_| crate::wire::task::Run {
+            uid: String::new(),
+            generation: 0,
+            round: 0,
+        });
+    Some(Input::Released { key, run, sequence })
+}
+
+fn told(message: &Message) -> Option<Input> {
+    let event: Event<JobEvent> = serde_json::from_slice(&message.payload).ok()?;
+    Some(Input::JobEventTold {
+        job: event.data.job?,
+        kind: event.data.event,
+        id: event.id,
+    })
+}
+
+/// Reads one event about a pull. What cannot be read is no fact, and is said in the log.
+pub(super) fn task_event(message: &Message) -> Option<Input> {
+    let sequence = message.info().ok()?.stream_sequence;
+    match serde_json::from_slice::<Event<TaskEvent>>(&message.payload) {
+        Ok(event) => Some(Input::TaskEvent {
+            event: Box::new(event.data),
+            sequence,
+        }),
+        Err(error) => {
+            let subject = message.subject.as_str();
+            tracing::warn!(subject, sequence, %error, "an event cannot be read; it is passed over");
+            None
+        }
+    }
+}

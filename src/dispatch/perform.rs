@@ -1,0 +1,398 @@
+//! Doing what the state asks for, in order.
+//!
+//! Nothing is tried twice here. An effect that fails, or whose outcome is not known, ends the
+//! leadership: the next one begins by reading everything back, which is the one way in which
+//! uncertainty is resolved. Writes that must not cross another dispatcher's carry the revision or
+//! sequence they expect.
+
+use std::collections::HashMap;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::context::PublishAckFuture;
+use async_nats::jetstream::message::{Acker, PublishMessage};
+use async_nats::jetstream::stream::Stream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::arrivals::Arrival;
+use super::input::{Effect, Input, ReplyToken};
+use super::resolve::Resolver;
+use super::welcome::Welcomer;
+use crate::bus::Bus;
+use crate::domain::image::ImageRef;
+use crate::domain::name::{JobName, NodeName};
+use crate::domain::time::Timestamp;
+use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent};
+use crate::wire::record::NodeRecord;
+use crate::wire::subject::PullKey;
+use crate::wire::task::{PullTask, Run};
+use crate::wire::worker::Revocation;
+
+/// Messages sent and not yet confirmed by the broker.
+const MAX_UNCONFIRMED: usize = 1_024;
+
+/// Why an effect could not be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {reason}")]
+pub(super) struct PerformError {
+    what: String,
+    reason: String,
+}
+
+impl PerformError {
+    fn new(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+type Done<T = ()> = Result<T, PerformError>;
+
+/// A message on its way.
+enum Unconfirmed {
+    Release {
+        key: PullKey,
+        run: Run,
+        ack: PublishAckFuture,
+    },
+    Other {
+        what: String,
+        ack: PublishAckFuture,
+    },
+}
+
+pub(super) struct Performer {
+    bus: Bus,
+    tasks: Stream<()>,
+    revisions: HashMap<JobName, u64>,
+    unconfirmed: Vec<Unconfirmed>,
+    pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
+    pub(super) requests: HashMap<u64, Box<Acker>>,
+    resolver: Resolver,
+    arrivals: mpsc::Sender<Arrival>,
+    background: JoinSet<()>,
+    welcomer: Welcomer,
+    source: String,
+}
+
+impl Performer {
+    pub(super) async fn new(
+        bus: Bus,
+        revisions: HashMap<JobName, u64>,
+        resolver: Resolver,
+        arrivals: mpsc::Sender<Arrival>,
+    ) -> Done<Self> {
+        let name = bus.subjects.tasks_stream();
+        let tasks = bus.jetstream.get_stream_no_info(&name).await;
+        let tasks = tasks.map_err(|error| PerformError::new(format!("stream {name}"), error))?;
+        let source = format!("/{}/dispatcher", bus.subjects.prefix());
+        let welcomer = Welcomer::new(bus.clone(), tasks.clone());
+        Ok(Self {
+            bus,
+            tasks,
+            revisions,
+            unconfirmed: Vec::new(),
+            replies: HashMap::new(),
+            requests: HashMap::new(),
+            resolver,
+            arrivals,
+            background: JoinSet::new(),
+            welcomer,
+            source,
+        })
+    }
+
+    /// Does everything, and says what the state has to know of it.
+    pub(super) async fn perform(&mut self, effects: Vec<Effect>) -> Done<Vec<Input>> {
+        let mut known = Vec::new();
+        for effect in effects {
+            if self.unconfirmed.len() >= MAX_UNCONFIRMED || is_barrier(&effect) {
+                self.settle(&mut known).await?;
+            }
+            self.perform_one(effect).await?;
+        }
+        self.settle(&mut known).await?;
+        while self.background.try_join_next().is_some() {}
+        Ok(known)
+    }
+
+    async fn perform_one(&mut self, effect: Effect) -> Done {
+        match effect {
+            Effect::PutRecord(record) => {
+                let name = record.metadata.name.clone();
+                self.write_record(&name, encode(&record)?, HeaderMap::new())
+                    .await
+            }
+            Effect::DeleteRecord(name) => self.delete_record(name).await,
+            Effect::PutNode(record) => self.put_node(&record).await,
+            Effect::DeleteNode(name) => self.delete_node(&name).await,
+            Effect::TellJob { id, time, event } => self.tell_job(id, time, *event).await,
+            Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
+            Effect::Release(task) => self.release(*task).await,
+            Effect::WithdrawJob(name) => self.purge(self.bus.subjects.tasks_of_job(&name)).await,
+            Effect::WithdrawNode(name) => self.purge(self.bus.subjects.tasks_of_node(&name)).await,
+            Effect::WithdrawPull(key) => self.purge(self.bus.subjects.task(&key)).await,
+            Effect::Revoke { node, pulls } => self.revoke(&node, pulls).await,
+            Effect::Resolve {
+                job,
+                run,
+                images,
+                pull_secrets,
+            } => {
+                self.resolve(job, run, images, pull_secrets);
+                Ok(())
+            }
+            Effect::Welcome {
+                node,
+                remake,
+                start,
+                reply,
+            } => {
+                if let Some(reply) = self.replies.remove(&reply) {
+                    // Made aside: what is released meanwhile lies after its start.
+                    self.welcomer
+                        .welcome(&mut self.background, node, remake, start, reply);
+                }
+                Ok(())
+            }
+            Effect::Acknowledge { sequence } => match self.requests.remove(&sequence) {
+                Some(acker) => acker
+                    .ack()
+                    .await
+                    .map_err(|error| PerformError::new("acknowledging a request", error)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Waits until the broker has confirmed everything that was sent.
+    async fn settle(&mut self, known: &mut Vec<Input>) -> Done {
+        for sent in self.unconfirmed.drain(..) {
+            match sent {
+                Unconfirmed::Release { key, run, ack } => {
+                    let ack = ack.await.map_err(|error| {
+                        PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
+                    })?;
+                    known.push(Input::Released {
+                        key,
+                        run,
+                        sequence: ack.sequence,
+                    });
+                }
+                Unconfirmed::Other { what, ack } => {
+                    ack.await.map_err(|error| PerformError::new(what, error))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &mut self,
+        what: String,
+        subject: String,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Done {
+        match self.bus.store(subject, headers, body.into()).await {
+            Ok(ack) => {
+                self.unconfirmed.push(Unconfirmed::Other { what, ack });
+                Ok(())
+            }
+            Err(error) => Err(PerformError::new(what, error)),
+        }
+    }
+
+    async fn tell<T: serde::Serialize>(&mut self, subject: String, event: &Event<T>) -> Done {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
+        headers.insert("Content-Type", CONTENT_TYPE);
+        let body = encode(event)?;
+        self.send(format!("event {}", event.kind), subject, headers, body)
+            .await
+    }
+
+    async fn put_node(&mut self, record: &NodeRecord) -> Done {
+        let key = kv_subject(&self.bus.subjects.nodes_bucket(), &record.name.token());
+        let what = format!("the record of node {}", record.name);
+        self.send(what, key, HeaderMap::new(), encode(record)?)
+            .await
+    }
+
+    async fn tell_job(&mut self, id: String, time: Timestamp, event: JobEvent) -> Done {
+        let token = event.event.token();
+        let subject = self.bus.subjects.job_event(event.job.as_ref(), token);
+        let about = event
+            .job
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string);
+        let kind = format!("job.{token}");
+        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
+        self.tell(subject, &event).await
+    }
+
+    async fn tell_node(&mut self, id: String, time: Timestamp, event: NodeEvent) -> Done {
+        let token = event.event.token();
+        let subject = self.bus.subjects.node_event(&event.node, token);
+        let (kind, about) = (format!("node.{token}"), event.node.to_string());
+        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
+        self.tell(subject, &event).await
+    }
+
+    /// Asks aside; the answer arrives like everything else.
+    fn resolve(
+        &mut self,
+        job: JobName,
+        run: Run,
+        images: Vec<ImageRef>,
+        pull_secrets: Vec<String>,
+    ) {
+        let (resolver, arrivals) = (self.resolver.clone(), self.arrivals.clone());
+        self.background.spawn(async move {
+            let images = resolver.resolve(images, &pull_secrets).await;
+            let resolved = Arrival::Input(Input::Resolved { job, run, images });
+            // Nobody listens any more: the next leader asks again.
+            let _ = arrivals.send(resolved).await;
+        });
+    }
+
+    async fn release(&mut self, task: PullTask) -> Done {
+        let key = PullKey::new(task.node.clone(), task.job.clone(), &task.image);
+        let message = PublishMessage::build()
+            .expected_last_subject_sequence(0)
+            .payload(encode(&task)?.into());
+        let subject = self.bus.subjects.task(&key);
+        let ack = self
+            .bus
+            .jetstream
+            .send_publish(subject, message)
+            .await
+            .map_err(|error| {
+                PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
+            })?;
+        self.unconfirmed.push(Unconfirmed::Release {
+            key,
+            run: task.run,
+            ack,
+        });
+        Ok(())
+    }
+
+    /// Writes a record over the revision this dispatcher knows; another one's write makes it fail.
+    async fn write_record(&mut self, name: &JobName, body: Vec<u8>, headers: HeaderMap) -> Done {
+        let what = || format!("the record of job {name}");
+        let expected = self.revisions.get(name).copied().unwrap_or(0);
+        let message = PublishMessage::build()
+            .headers(headers)
+            .expected_last_subject_sequence(expected)
+            .payload(body.into());
+        let subject = kv_subject(&self.bus.subjects.jobs_bucket(), &name.token());
+        let sent = self.bus.jetstream.send_publish(subject, message).await;
+        let ack = sent.map_err(|error| PerformError::new(what(), error))?;
+        let ack = ack
+            .await
+            .map_err(|error| PerformError::new(what(), error))?;
+        self.revisions.insert(name.clone(), ack.sequence);
+        Ok(())
+    }
+
+    /// Leaves a marker, so that watchers see the deletion, then removes it, so that a cell whose CI
+    /// makes a job an hour does not grow for ever.
+    async fn delete_record(&mut self, name: JobName) -> Done {
+        let bucket = self.bus.subjects.jobs_bucket();
+        self.write_record(&name, Vec::new(), deletion()).await?;
+        purge_subject(&self.bus, &bucket, &kv_subject(&bucket, &name.token())).await?;
+        self.revisions.remove(&name);
+        Ok(())
+    }
+
+    async fn delete_node(&mut self, name: &NodeName) -> Done {
+        let bucket = self.bus.subjects.nodes_bucket();
+        let key = kv_subject(&bucket, &name.token());
+        let ack = self
+            .bus
+            .store(key.clone(), deletion(), Vec::new().into())
+            .await;
+        let what = || format!("forgetting node {name}");
+        ack.map_err(|error| PerformError::new(what(), error))?
+            .await
+            .map_err(|error| PerformError::new(what(), error))?;
+        purge_subject(&self.bus, &bucket, &key).await?;
+        if let Err(error) = self.tasks.delete_consumer(&name.token()).await {
+            tracing::debug!(node = %name, %error, "the node had no consumer to delete");
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, filter: String) -> Done {
+        let purged = self.tasks.purge().filter(&filter).await;
+        let purged =
+            purged.map_err(|error| PerformError::new(format!("withdrawing {filter}"), error))?;
+        tracing::debug!(filter, messages = purged.purged, "withdrew tasks");
+        Ok(())
+    }
+
+    async fn revoke(&self, node: &NodeName, pulls: Vec<crate::wire::worker::PullId>) -> Done {
+        let body = encode(&Revocation { pulls })?;
+        let sent = self
+            .bus
+            .client
+            .publish(self.bus.subjects.revoke(node), body.into())
+            .await;
+        sent.map_err(|error| PerformError::new(format!("revoking pulls of {node}"), error))
+    }
+}
+
+/// Whether what was sent before has to be confirmed before this is done.
+fn is_barrier(effect: &Effect) -> bool {
+    match effect {
+        Effect::Release(_)
+        | Effect::TellJob { .. }
+        | Effect::TellNode { .. }
+        | Effect::PutNode(_)
+        | Effect::Resolve { .. }
+        | Effect::Revoke { .. } => false,
+        Effect::PutRecord(_)
+        | Effect::DeleteRecord(_)
+        | Effect::DeleteNode(_)
+        | Effect::WithdrawJob(_)
+        | Effect::WithdrawNode(_)
+        | Effect::WithdrawPull(_)
+        | Effect::Welcome { .. }
+        | Effect::Acknowledge { .. } => true,
+    }
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Done<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| PerformError::new("encoding a message", error))
+}
+
+fn kv_subject(bucket: &str, key: &str) -> String {
+    format!("$KV.{bucket}.{key}")
+}
+
+/// The marker of a deleted key (NATS ADR-8, "Delete").
+fn deletion() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("KV-Operation", "DEL");
+    headers
+}
+
+/// Removes every trace of a bucket's key.
+pub(super) async fn purge_subject(bus: &Bus, bucket: &str, subject: &str) -> Done {
+    let failed =
+        |error: &dyn std::fmt::Display| PerformError::new(format!("removing {subject}"), error);
+    let stream = bus
+        .jetstream
+        .get_stream_no_info(format!("KV_{bucket}"))
+        .await;
+    let stream = stream.map_err(|error| failed(&error))?;
+    stream
+        .purge()
+        .filter(subject)
+        .await
+        .map_err(|error| failed(&error))?;
+    Ok(())
+}
