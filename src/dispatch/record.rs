@@ -269,6 +269,7 @@ impl Job {
                 String::new()
             },
             pulls: std::collections::BTreeMap::new(),
+            outside: std::collections::BTreeMap::new(),
             counts: if finished {
                 status.counts
             } else {
