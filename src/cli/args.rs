@@ -41,10 +41,6 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Subcommand)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one value of it, on the stack"
-)]
 pub enum Command {
     /// Run everything in one process on this machine; starts nats-server if no broker is given
     Up(UpArgs),
