@@ -8,6 +8,7 @@
 
 mod client;
 mod content;
+mod cri;
 mod disk;
 mod fetch;
 mod flights;

@@ -12,7 +12,7 @@ use super::lease::{Ending, Lease};
 use super::meter::Meter;
 use super::plan::{self, Image, Page};
 use super::presence::{self, MAX_CONFIG_BYTES, Present};
-use super::{Containerd, Shared, disk, names, unpack};
+use super::{Containerd, Shared, cri, disk, names, unpack};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::domain::job::ImagePullPolicy;
@@ -205,8 +205,12 @@ async fn perform(
     let is_image = image.manifest.is_image();
     let config = is_image.then_some(&image.manifest.config.digest);
     let labels = names::labels(request);
-    for name in names::all(&request.image, &image.target().digest, config) {
-        names::set(&lease.client, &name, image.target(), &labels).await?;
+    let names = names::all(&request.image, &image.target().digest, config);
+    for name in &names {
+        names::set(&lease.client, name, image.target(), &labels).await?;
+    }
+    if let (Some(config), Some(last)) = (config, names.last()) {
+        cri::wait_until_seen(&lease.client, last, config).await;
     }
     let Traffic {
         registry,
