@@ -152,7 +152,9 @@ fn job_words(event: &JobEvent) -> String {
     if let Some(outcome) = event.outcome {
         words.push(format!("{outcome:?}"));
     }
-    if let Some(counts) = event.counts.filter(|counts| counts.finished() > 0) {
+    if !event.message.is_empty() {
+        words.push(event.message.clone());
+    } else if let Some(counts) = event.counts.filter(|counts| counts.finished() > 0) {
         words.push(format!(
             "{} of {} pulls, {} failed",
             counts.succeeded, counts.desired, counts.failed
@@ -161,13 +163,11 @@ fn job_words(event: &JobEvent) -> String {
     if let Some(millis) = event.duration_millis {
         words.push(text::duration(Duration::from_millis(millis)));
     }
-    if let Some(bytes) = event.bytes_registry {
-        words.push(text::bytes(bytes + event.bytes_elsewhere.unwrap_or(0)));
+    let bytes = event.bytes_registry.unwrap_or(0) + event.bytes_elsewhere.unwrap_or(0);
+    if bytes > 0 {
+        words.push(text::bytes(bytes));
     }
     words.extend(event.problems.iter().map(ToString::to_string));
-    if !event.message.is_empty() {
-        words.push(event.message.clone());
-    }
     words.join("; ")
 }
 

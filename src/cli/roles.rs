@@ -36,9 +36,33 @@ pub async fn dispatcher(invocation: &Invocation, args: &DispatcherRoleArgs) -> R
     let name = format!("prewarm dispatcher {}", settings.instance);
     let bus = role.connect(&broker, &name, &shutdown).await?;
     tracing::info!(instance = settings.instance, "the dispatcher starts");
-    crate::dispatch::run::run(bus, settings, shutdown).await?;
+    dispatch(bus, settings, shutdown).await?;
     tracing::info!("the dispatcher has ended");
     Ok(())
+}
+
+/// The dispatcher and its request/reply service, until the token is cancelled or one of them cannot go on.
+///
+/// # Errors
+/// Why it cannot.
+pub async fn dispatch(
+    bus: Bus,
+    settings: DispatcherSettings,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let service = async {
+        let served = crate::api::run(bus.clone(), shutdown.clone()).await;
+        served
+            .map_err(|error| Failure::unreachable(error.to_string()))
+            .inspect_err(|_| shutdown.cancel())
+    };
+    let dispatcher = async {
+        let ran = crate::dispatch::run::run(bus.clone(), settings, shutdown.clone()).await;
+        ran.map_err(Failure::from)
+            .inspect_err(|_| shutdown.cancel())
+    };
+    let (dispatcher, service) = tokio::join!(dispatcher, service);
+    dispatcher.and(service)
 }
 
 /// `prewarm worker`.

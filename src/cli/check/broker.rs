@@ -177,10 +177,7 @@ async fn set_up(bus: &Bus) -> Finding {
     match topology::check(bus, TopologySettings::default()).await {
         Ok(()) => Finding::good(
             "streams",
-            format!(
-                "{} as they should be",
-                text::count(streams, "stream and bucket")
-            ),
+            format!("all {streams} streams and buckets are as they should be"),
         ),
         Err(error) => Finding::bad(
             "streams",

@@ -9,10 +9,10 @@ use crate::telemetry::LogFormat;
 
 /// Where roles serve metrics when nobody says.
 pub const DEFAULT_METRICS: &str = "0.0.0.0:9090";
-/// What roles log when nobody says.
-const ROLE_FILTER: &str = "info";
+/// What roles log when nobody says. What the client library says of a connection, we say, too.
+const ROLE_FILTER: &str = "info,async_nats=off";
 /// What commands log when nobody says: their own words are the report.
-const COMMAND_FILTER: &str = "warn";
+const COMMAND_FILTER: &str = "warn,async_nats=off";
 
 /// Logs, metrics and health.
 #[derive(clap::Args, Clone, Default)]

@@ -41,7 +41,11 @@ pub async fn run(invocation: &Invocation, args: UpArgs) -> Result<(), Failure> {
             "several nodes need --runtime simulated, and no --node",
         );
     }
-    let ((mut broker, settings), node) = check.done(broker.zip(settings).zip(node))?;
+    let ((mut broker, mut settings), node) = check.done(broker.zip(settings).zip(node))?;
+    if node.node.runtime == RuntimeChoice::Simulated {
+        // Nothing is really pulled, so no registry has to be asked what tags mean.
+        settings.registry = None;
+    }
     let nodes = nodes(&node, args.nodes, named);
 
     let shutdown = signals::shutdown_on_signals()?;
@@ -118,11 +122,7 @@ async fn serve(
     let bus = role.connect(broker, "prewarm up", shutdown).await?;
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
     let (dispatcher_bus, token) = (bus.clone(), shutdown.clone());
-    parts.spawn(async move {
-        crate::dispatch::run::run(dispatcher_bus, settings, token)
-            .await
-            .map_err(Failure::from)
-    });
+    parts.spawn(roles::dispatch(dispatcher_bus, settings, token));
     for (runtime, settings) in workers {
         let (bus, token) = (bus.clone(), shutdown.clone());
         parts.spawn(async move {
