@@ -156,12 +156,16 @@ pub fn dispatcher_settings(
     args: &DispatcherRoleArgs,
     check: &mut Check<'_>,
 ) -> Option<DispatcherSettings> {
-    let topology = args.dispatcher.check(check);
+    let choices = args.dispatcher.check(check);
     let registry = registry(args.registries.check(home(), check));
+    let choices = choices?;
+    let defaults = DispatcherSettings::new(instance());
     Some(DispatcherSettings {
-        topology: topology?,
+        topology: choices.topology,
+        limits: choices.limits,
+        lease: choices.lease.unwrap_or(defaults.lease),
         registry: Some(registry),
-        ..DispatcherSettings::new(instance())
+        ..defaults
     })
 }
 
