@@ -106,73 +106,59 @@ fn channels(subjects: &Subjects) -> Vec<Channel> {
         return Vec::new();
     };
     let key = PullKey {
-        node: node.clone(),
-        job: job.clone(),
+        node,
+        job,
         image: PLACEHOLDERS[2].0.to_owned(),
     };
+    requests(subjects)
+        .chain(told(subjects, &key))
+        .chain(between_dispatcher_and_worker(subjects, &key))
+        .chain(api(subjects))
+        .collect()
+}
+
+/// What users publish.
+fn requests(subjects: &Subjects) -> impl Iterator<Item = Channel> + use<> {
+    [
+        ("jobSubmit", JobVerb::Submit, "job", "A manifest, JSON or YAML: this one, or OpenKruise's ImagePullJob and ImageListPullJob as they are. Kept in the stream PREWARM_JOBS until a dispatcher took it."),
+        ("jobCancel", JobVerb::Cancel, "job-command", "Ends a job; what it has done stays. Kept in PREWARM_JOBS."),
+        ("jobDelete", JobVerb::Delete, "job-command", "Ends a job and forgets it. Kept in PREWARM_JOBS."),
+        ("jobPause", JobVerb::Pause, "job-command", "Releases no more pulls of a job. Kept in PREWARM_JOBS."),
+        ("jobResume", JobVerb::Resume, "job-command", "Goes on with a paused job. Kept in PREWARM_JOBS."),
+    ]
+    .map(|(id, verb, schema, about)| Channel::new(id, Way::In, &subjects.job(verb), schema, about))
+    .into_iter()
+}
+
+/// What anyone may read.
+fn told(subjects: &Subjects, key: &PullKey) -> impl Iterator<Item = Channel> + use<> {
     let kind = PLACEHOLDERS[3].0;
     let bucket = |name: String, key: String| format!("$KV.{name}.{key}");
-    let mut channels = vec![Channel::new(
-        "jobSubmit",
-        Way::In,
-        &subjects.job(JobVerb::Submit),
-        "job",
-        "A manifest, JSON or YAML: this one, or OpenKruise's ImagePullJob and ImageListPullJob as they are. Kept in the stream PREWARM_JOBS until a dispatcher took it.",
-    )];
-    for (id, verb, about) in [
-        (
-            "jobCancel",
-            JobVerb::Cancel,
-            "Ends a job; what it has done stays. Kept in PREWARM_JOBS.",
-        ),
-        (
-            "jobDelete",
-            JobVerb::Delete,
-            "Ends a job and forgets it. Kept in PREWARM_JOBS.",
-        ),
-        (
-            "jobPause",
-            JobVerb::Pause,
-            "Releases no more pulls of a job. Kept in PREWARM_JOBS.",
-        ),
-        (
-            "jobResume",
-            JobVerb::Resume,
-            "Goes on with a paused job. Kept in PREWARM_JOBS.",
-        ),
-    ] {
-        channels.push(Channel::new(
-            id,
-            Way::In,
-            &subjects.job(verb),
-            "job-command",
-            about,
-        ));
-    }
-    channels.extend([
-        Channel::new("jobEvent", Way::Out, &subjects.job_event(Some(&job), kind), "job-event",
-            "Facts about jobs. Kept in the stream PREWARM_EVENTS for 7 days. The job is `_` when a rejected manifest had no readable name."),
-        Channel::new("taskEvent", Way::Out, &subjects.task_event(&key), "task-event",
-            "Facts about one pull. Kept in PREWARM_EVENTS for 7 days."),
-        Channel::new("nodeEvent", Way::Out, &subjects.node_event(&node, kind), "node-event",
-            "Nodes that joined or left. Kept in PREWARM_EVENTS for 7 days."),
-        Channel::new("progress", Way::Out, &subjects.progress(&key), "progress",
-            "How far a pull is, at most twice a second. Not kept."),
-        Channel::new("jobRecord", Way::Out, &bucket(subjects.jobs_bucket(), job.token()), "job-record",
-            "The key-value bucket prewarm_jobs: specification and status of every job."),
-        Channel::new("nodeRecord", Way::Out, &bucket(subjects.nodes_bucket(), node.token()), "node-record",
-            "The key-value bucket prewarm_nodes: what is known of every node."),
-        Channel::new("task", Way::Out, &subjects.task(&key), "task",
-            "One released pull, from the dispatcher to its node's worker. Kept in the stream PREWARM_TASKS until the job ends."),
-        Channel::new("registration", Way::In, &subjects.worker(&node), "registration",
-            "A worker announces itself and asks for its consumer. Request and reply, not kept.").answered("registration-reply"),
-        Channel::new("heartbeat", Way::In, &subjects.heartbeat(&node), "heartbeat",
-            "A worker lives, and holds these pulls. Every 5 seconds, not kept."),
-        Channel::new("revocation", Way::Out, &subjects.revoke(&node), "revocation",
-            "Pulls that a worker should stop. Not kept; said again while the worker names the pull in a heartbeat."),
-    ]);
-    channels.extend(api(subjects));
-    channels
+    [
+        ("jobEvent", subjects.job_event(Some(&key.job), kind), "job-event", "Facts about jobs. Kept in the stream PREWARM_EVENTS for 7 days. The job is `_` when a rejected manifest had no readable name."),
+        ("taskEvent", subjects.task_event(key), "task-event", "Facts about one pull. Kept in PREWARM_EVENTS for 7 days."),
+        ("nodeEvent", subjects.node_event(&key.node, kind), "node-event", "Nodes that joined or left. Kept in PREWARM_EVENTS for 7 days."),
+        ("progress", subjects.progress(key), "progress", "How far a pull is, at most twice a second. Not kept."),
+        ("jobRecord", bucket(subjects.jobs_bucket(), key.job.token()), "job-record", "The key-value bucket prewarm_jobs: specification and status of every job."),
+        ("nodeRecord", bucket(subjects.nodes_bucket(), key.node.token()), "node-record", "The key-value bucket prewarm_nodes: what is known of every node."),
+    ]
+    .map(|(id, address, schema, about)| Channel::new(id, Way::Out, &address, schema, about))
+    .into_iter()
+}
+
+/// What only they say to each other.
+fn between_dispatcher_and_worker(
+    subjects: &Subjects,
+    key: &PullKey,
+) -> impl Iterator<Item = Channel> + use<> {
+    let node = &key.node;
+    [
+        Channel::new("task", Way::Out, &subjects.task(key), "task", "One released pull, from the dispatcher to its node's worker. Kept in the stream PREWARM_TASKS until the job ends."),
+        Channel::new("registration", Way::In, &subjects.worker(node), "registration", "A worker announces itself and asks for its consumer. Request and reply, not kept.").answered("registration-reply"),
+        Channel::new("heartbeat", Way::In, &subjects.heartbeat(node), "heartbeat", "A worker lives, and holds these pulls. Every 5 seconds, not kept."),
+        Channel::new("revocation", Way::Out, &subjects.revoke(node), "revocation", "Pulls that a worker should stop. Not kept; said again while the worker names the pull in a heartbeat."),
+    ]
+    .into_iter()
 }
 
 /// The request/reply service.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::AccountErrorKind;
 use serde::Deserialize;
 
@@ -149,7 +150,12 @@ async fn jetstream(bus: &Bus) -> JetStream {
             ))
         }
         Err(error) => match error.kind() {
-            // The server has it, and nobody answers us: it is not for this account.
+            AccountErrorKind::JetStream(inner)
+                if inner.error_code() == ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT =>
+            {
+                JetStream::NotForUs
+            }
+            // The server has it, and nobody answers us.
             AccountErrorKind::JetStreamUnavailable if bus.client.server_info().jetstream => {
                 JetStream::NotForUs
             }

@@ -30,6 +30,8 @@ pub(super) struct Broker {
     child: Mutex<Child>,
     log: PathBuf,
     url: String,
+    /// The file that tells others the address.
+    announcement: PathBuf,
 }
 
 /// What nats-server writes with `--ports_file_dir` (server/server.go, `Ports`).
@@ -48,7 +50,7 @@ pub(super) fn default_directory(home: Option<PathBuf>) -> PathBuf {
 }
 
 impl Broker {
-    /// Starts one and waits until it listens; writes its address to `nats.url` in the directory.
+    /// Starts one and waits until it listens.
     pub(super) async fn start(program: Option<PathBuf>, directory: &Path) -> Result<Self, Failure> {
         let program = match program {
             Some(program) => program,
@@ -60,6 +62,9 @@ impl Broker {
         };
         std::fs::create_dir_all(directory).map_err(at)?;
         let directory = directory.canonicalize().map_err(at)?;
+        let announcement = directory.join("nats.url");
+        // That of an earlier server, which was killed together with its `up`.
+        let _ = std::fs::remove_file(&announcement);
         let config = directory.join("nats-server.conf");
         std::fs::write(&config, configuration(&directory)).map_err(at)?;
         let log = directory.join("nats-server.log");
@@ -92,10 +97,21 @@ impl Broker {
             child: Mutex::new(child),
             log,
             url: String::new(),
+            announcement,
         };
         broker.url = broker.listening(&directory).await?;
-        std::fs::write(directory.join("nats.url"), format!("{}\n", broker.url)).map_err(at)?;
         Ok(broker)
+    }
+
+    /// Writes its address where scripts look for it.
+    pub(super) fn announce(&self) -> Result<(), Failure> {
+        let text = format!("{}\n", self.url);
+        std::fs::write(&self.announcement, text).map_err(|error| {
+            Failure::input(format!(
+                "cannot write {}: {error}",
+                self.announcement.display()
+            ))
+        })
     }
 
     /// Its address.
@@ -170,6 +186,7 @@ impl Broker {
             tracing::warn!("nats-server does not end; it is killed");
             let _ = child.kill().await;
         }
+        let _ = std::fs::remove_file(self.announcement);
     }
 }
 

@@ -13,7 +13,8 @@ use super::settings::registry::home;
 use super::settings::worker::RuntimeChoice;
 use super::{Invocation, signals, text};
 use crate::bus::connect::ConnectSettings;
-use crate::dispatch::run::DispatcherSettings;
+use crate::bus::topology;
+use crate::dispatch::run::{DispatcherError, DispatcherSettings};
 use crate::image::Runtime;
 use crate::work::run::{WorkerError, WorkerSettings};
 use broker::Broker;
@@ -61,14 +62,13 @@ pub async fn run(invocation: &Invocation, args: UpArgs) -> Result<(), Failure> {
         broker.servers = vec![started.address()?];
         Some(started)
     };
-    tell(&welcome(&broker, &nodes));
     let ended = serve(
         &role,
         &broker,
         settings,
         workers,
         &shutdown,
-        started.as_ref(),
+        (started.as_ref(), &welcome(&broker, &nodes)),
     )
     .await;
     if let Some(started) = started {
@@ -117,12 +117,19 @@ async fn serve(
     settings: DispatcherSettings,
     workers: Vec<(Runtime, WorkerSettings)>,
     shutdown: &CancellationToken,
-    started: Option<&Broker>,
+    (started, welcome): (Option<&Broker>, &str),
 ) -> Result<(), Failure> {
     let bus = role.connect(broker, "prewarm up", shutdown).await?;
+    // Whoever reads that it is up may submit at once.
+    topology::ensure(&bus, settings.topology)
+        .await
+        .map_err(|error| Failure::from(DispatcherError::from(error)))?;
+    if let Some(started) = started {
+        started.announce()?;
+    }
+    tell(welcome);
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let (dispatcher_bus, token) = (bus.clone(), shutdown.clone());
-    parts.spawn(roles::dispatch(dispatcher_bus, settings, token));
+    parts.spawn(roles::dispatch(bus.clone(), settings, shutdown.clone()));
     for (runtime, settings) in workers {
         let (bus, token) = (bus.clone(), shutdown.clone());
         parts.spawn(async move {
