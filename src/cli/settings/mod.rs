@@ -1,6 +1,6 @@
 //! Settings: flags, `PREWARM_*` variables and a file, in that order of weight, checked into values.
 //!
-//! Every setting is an argument of the command line that has a variable; the [`file`] adds defaults to
+//! Every setting is an argument of the command line that has a variable; the [`mod@file`] adds defaults to
 //! those arguments. So a setting's name exists once, and clap does the weighing. Values stay text until
 //! [`Check`] reads them, which names every problem at once and says where the value came from.
 
