@@ -1,6 +1,7 @@
 //! Releasing pulls, taking their results, withdrawing them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
 
 use super::fleet::NodeId;
@@ -305,6 +306,37 @@ impl Dispatcher {
             job.has_messages = true;
             if let Some(pull) = job.pull_mut(pull.node, pull.image) {
                 pull.sequence = not_before;
+            }
+        }
+    }
+
+    /// Stores the message of a pull again when it is out and somebody removed it: nobody would ever
+    /// work on it otherwise. Its slots stay taken.
+    pub(super) fn release_what_is_lost(
+        &mut self,
+        keys: &BTreeSet<PullKey>,
+        as_of: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.leading {
+            return;
+        }
+        let nodes = self.fleet.ids().into_iter();
+        let out: Vec<PullIndex> = nodes
+            .filter_map(|id| Some(self.fleet.get(id)?.active_pulls(id)))
+            .flatten()
+            .collect();
+        for pull in out {
+            let stored =
+                |job: &super::job::Job| job.pull(pull.node, pull.image).map(|p| p.sequence);
+            let sequence = self.jobs.get(&pull.job).and_then(stored);
+            let lost = self.key(pull).is_some_and(|key| !keys.contains(&key));
+            if !lost || sequence.is_none_or(|sequence| sequence > as_of) {
+                continue;
+            }
+            if let Some(task) = self.task(pull) {
+                self.activate(pull);
+                effects.push(Effect::Release(Box::new(task)));
             }
         }
     }
