@@ -304,12 +304,28 @@ fn failure(settings: &ConnectSettings, error: &async_nats::ConnectError) -> Conn
             ConnectFailure::Refused { places, reason }
         }
         ConnectErrorKind::Tls => ConnectFailure::Tls { places, reason },
+        ConnectErrorKind::Io if is_about_tls(error) => ConnectFailure::Tls { places, reason },
         ConnectErrorKind::ServerParse
         | ConnectErrorKind::Dns
         | ConnectErrorKind::TimedOut
         | ConnectErrorKind::Io
         | ConnectErrorKind::MaxReconnects => ConnectFailure::Unreachable { places, reason },
     }
+}
+
+/// A handshake that fails comes as an I/O error with rustls' inside.
+fn is_about_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// What went wrong at the bottom: the client's own errors print their sources, so a chain repeats itself.

@@ -12,6 +12,7 @@ mod support;
 mod check;
 mod dispatcher;
 mod input;
+mod login;
 mod python;
 mod read;
 mod roles;

@@ -257,7 +257,7 @@ async fn a_watch_without_a_terminal_is_lines() {
     dispatcher.put_job(&job("base", "Running", 0, 0)).await;
     let mut watch = dispatcher.prewarm(&["watch", "base"]).spawn("watch");
     watch
-        .logs("base: 0 of 10 pulls", Duration::from_secs(30))
+        .logs("base: 0/10 pulls", Duration::from_secs(30))
         .await;
     dispatcher
         .tell_task("base", "node-1", "succeeded", json!({}))

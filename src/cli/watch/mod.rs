@@ -443,8 +443,9 @@ fn draw(all: &MultiProgress, lines: &mut Vec<ProgressBar>, texts: &[String]) {
         lines.push(line);
     }
     for (line, text) in lines.iter().zip(texts) {
-        line.set_message(text.clone());
-        line.tick();
+        if line.message() != *text {
+            line.set_message(text.clone());
+        }
     }
 }
 

@@ -84,7 +84,7 @@ fn bars_show_the_job_and_its_pulls() {
     assert_eq!(
         bars(&state, at(10), 5),
         [
-            "base  ████████████░░░░░░░░░░░░  5 of 10 pulls, 2 active, 1 failed, 4 of 10 nodes, 450.0 MiB, 20.0 MiB/s, about 8.3s left",
+            "base  ████████░░░░░░░░  5/10 pulls, 1 failed, 450.0 MiB, 20.0 MiB/s, about 8.3s left, 2 active, 4/10 nodes",
             "  ██████░░░░░░  node-6  example.com/app:1  50.0 MiB of 100.0 MiB",
             "  ░░░░░░░░░░░░  node-7  example.com/app:1  waiting after RateLimited",
         ]
@@ -145,7 +145,7 @@ fn a_standing_is_given_until_the_end() {
     state.handle(at(0), record("Paused", 5, 0, 0, 1 << 20));
     assert_eq!(
         standing(&state, &name(), at(3)).unwrap(),
-        "base: 5 of 10 pulls, 5 of 10 nodes, paused, 1.0 MiB"
+        "base: 5/10 pulls, paused, 1.0 MiB, 5/10 nodes"
     );
     state.handle(at(4), record("Completed", 10, 0, 0, 1 << 20));
     assert_eq!(standing(&state, &name(), at(4)), None);

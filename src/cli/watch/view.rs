@@ -8,14 +8,14 @@ use crate::cli::text;
 use crate::domain::failure::FailureKind;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::progress::PullPhase;
-use crate::domain::status::{Counts, JobPhase};
+use crate::domain::status::JobPhase;
 use crate::domain::time::Timestamp;
 use crate::wire::event::JobEventKind;
 use crate::wire::record::JobRecord;
 use crate::wire::subject::PullKey;
 
 /// Cells of a job's bar.
-const JOB_BAR: usize = 24;
+const JOB_BAR: usize = 16;
 /// Cells of a pull's bar.
 const PULL_BAR: usize = 12;
 /// Most names in one line.
@@ -48,28 +48,10 @@ fn job_bar(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) ->
     format!("{name}  {bar}  {}", job_words(state, name, record, now))
 }
 
+/// The most telling first: a terminal may cut the end off.
 fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) -> String {
-    let Counts {
-        desired,
-        failed,
-        active,
-        ..
-    } = record.status.counts;
-    let finished = record.status.counts.finished();
-    let mut words = format!("{finished} of {}", text::count(desired as usize, "pull"));
-    if active > 0 {
-        let _ = write!(words, ", {active} active");
-    }
-    if failed > 0 {
-        let _ = write!(words, ", {failed} failed");
-    }
-    let nodes = record.status.nodes;
-    let _ = write!(
-        words,
-        ", {} of {}",
-        nodes.succeeded,
-        text::count(nodes.desired as usize, "node")
-    );
+    let (counts, nodes) = (&record.status.counts, &record.status.nodes);
+    let mut words = format!("{}/{} pulls", counts.finished(), counts.desired);
     match record.status.phase {
         JobPhase::Running => {}
         JobPhase::Resolving => words.push_str(", resolving tags"),
@@ -77,6 +59,9 @@ fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) 
         JobPhase::Paused => words.push_str(", paused"),
         JobPhase::Completed => words.push_str(", completed"),
         JobPhase::Cancelled => words.push_str(", cancelled"),
+    }
+    if counts.failed > 0 {
+        let _ = write!(words, ", {} failed", counts.failed);
     }
     let _ = write!(words, ", {}", text::bytes(state.bytes(name)));
     if record.status.phase == JobPhase::Running {
@@ -87,6 +72,10 @@ fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) 
             let _ = write!(words, ", about {} left", text::duration(left));
         }
     }
+    if counts.active > 0 {
+        let _ = write!(words, ", {} active", counts.active);
+    }
+    let _ = write!(words, ", {}/{} nodes", nodes.succeeded, nodes.desired);
     words
 }
 
