@@ -9,8 +9,11 @@ use futures::StreamExt as _;
 
 use super::Bus;
 
-/// Longest wait for the next message while more are known to come.
-const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait for the next message after which the broker is asked again what is left: messages may be
+/// purged or grow too old while they are read, and nobody says so.
+const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often in a row it is asked before reading fails.
+const MAX_ASKED_AGAIN: u32 = 5;
 
 /// Reading from the broker failed. Trying again, from the start, may help.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +36,11 @@ impl ReadError {
 
 /// The messages of a stream in order, and how many there were when reading began.
 pub struct Reading {
+    bus: Bus,
     stream: String,
+    filter: String,
+    /// The sequence of the message read last.
+    last: u64,
     /// The messages; they go on with what is stored later.
     pub messages: Ordered,
     /// Messages that were there when reading began and have not been read.
@@ -58,7 +65,7 @@ impl Bus {
             .await
             .map_err(|e| failed(&e))?;
         let config = OrderedConfig {
-            filter_subject: filter,
+            filter_subject: filter.clone(),
             deliver_policy: from,
             ..Default::default()
         };
@@ -69,7 +76,10 @@ impl Bus {
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| failed(&e))?;
         Ok(Reading {
+            bus: self.clone(),
             stream: stream.to_owned(),
+            filter,
+            last: 0,
             messages,
             left,
         })
@@ -100,21 +110,35 @@ impl Reading {
     /// # Errors
     /// The broker does not answer.
     pub async fn next_stored(&mut self) -> Result<Option<Message>, ReadError> {
-        if self.left == 0 {
-            return Ok(None);
+        for _ in 0..MAX_ASKED_AGAIN {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let next = tokio::time::timeout(NEXT_MESSAGE_TIMEOUT, self.messages.next()).await;
+            let message = match next {
+                Ok(Some(Ok(message))) => message,
+                Ok(Some(Err(error))) => return Err(ReadError::new(&self.stream, error)),
+                Ok(None) => return Err(ReadError::new(&self.stream, "the consumer ended")),
+                Err(_) => {
+                    let start_sequence = self.last + 1;
+                    let from = DeliverPolicy::ByStartSequence { start_sequence };
+                    let last = self.last;
+                    *self = self
+                        .bus
+                        .clone()
+                        .read(&self.stream, self.filter.clone(), from)
+                        .await?;
+                    self.last = last;
+                    continue;
+                }
+            };
+            let info = message
+                .info()
+                .map_err(|e| ReadError::new(&self.stream, e))?;
+            self.last = info.stream_sequence;
+            self.left = info.pending;
+            return Ok(Some(message));
         }
-        let next = tokio::time::timeout(NEXT_MESSAGE_TIMEOUT, self.messages.next()).await;
-        let message = match next {
-            Ok(Some(Ok(message))) => message,
-            Ok(Some(Err(error))) => return Err(ReadError::new(&self.stream, error)),
-            Ok(None) => return Err(ReadError::new(&self.stream, "the consumer ended")),
-            Err(_) => return Err(ReadError::new(&self.stream, "no message came in time")),
-        };
-        // Not a mere count: messages may be purged while they are read.
-        self.left = match message.info() {
-            Ok(info) => info.pending,
-            Err(error) => return Err(ReadError::new(&self.stream, error)),
-        };
-        Ok(Some(message))
+        Err(ReadError::new(&self.stream, "no message came in time"))
     }
 }
