@@ -140,7 +140,9 @@ impl Ending {
             let _ = write!(line, " in {}", text::duration(took));
         }
         line.push('\n');
-        if !self.message.is_empty() && (self.failures.is_empty() || desired == 0) {
+        // What the counts and reasons do not say.
+        let unsaid = desired == 0 || (self.failures.is_empty() && self.exit() != Exit::Done);
+        if unsaid && !self.message.is_empty() {
             let _ = writeln!(line, "  {}", self.message);
         }
         for group in &self.failures {

@@ -33,9 +33,9 @@ pub fn duration(duration: Duration) -> String {
         format!("{hours}h{minutes}m")
     } else if minutes > 0 {
         format!("{minutes}m{seconds_left}s")
-    } else if seconds >= 10 {
+    } else if seconds >= 10 || (seconds > 0 && duration.subsec_millis() < 100) {
         format!("{seconds}s")
-    } else if duration.as_millis() >= 1_000 {
+    } else if seconds > 0 {
         format!("{seconds}.{}s", duration.subsec_millis() / 100)
     } else {
         format!("{}ms", duration.as_millis())
@@ -131,6 +131,7 @@ mod tests {
         for (millis, text) in [
             (0, "0ms"),
             (999, "999ms"),
+            (1_000, "1s"),
             (1_500, "1.5s"),
             (12_000, "12s"),
             (192_000, "3m12s"),

@@ -60,7 +60,7 @@ async fn a_broker_without_a_dispatcher_fails_with_what_to_do() {
     assert!(
         output
             .stdout
-            .contains("FAIL  dispatcher    none has renewed its lease for 3.0s"),
+            .contains("FAIL  dispatcher    none has renewed its lease for 3s"),
         "{output:?}"
     );
 }
@@ -103,6 +103,29 @@ async fn it_says_which_account_it_sees() {
     assert!(
         wrong.stdout.contains("refused the login") && !wrong.stdout.contains("wrong"),
         "{wrong:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_workers_user_sees_little_and_is_told_that_this_is_right() {
+    let accounts = include_str!("../../deploy/nats/accounts.conf");
+    let accounts = format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\n{accounts}");
+    let nats = NatsServer::start_with(NatsVersion::V2_15, &accounts).await;
+    let url = format!("nats://node-1:node@127.0.0.1:{}", nats.port());
+    let output = prewarm(["check", "--runtime", "simulated"])
+        .env("NATS_URL", url)
+        .run()
+        .await;
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(
+        output
+            .stdout
+            .contains("warn  jetstream     it does not answer"),
+        "{output:?}"
+    );
+    assert!(
+        output.stdout.contains("right for a worker's user"),
+        "{output:?}"
     );
 }
 

@@ -296,7 +296,7 @@ async fn a_watch_of_a_job_that_has_ended_says_how() {
         (watch.code, watch.stdout.as_str()),
         (
             0,
-            "job/base completed: Succeeded, 10 of 10 pulls on 10 nodes, 2.0 KiB\n  as it should be\n"
+            "job/base completed: Succeeded, 10 of 10 pulls on 10 nodes, 2.0 KiB\n"
         )
     );
     let other = dispatcher.prewarm(&["watch", "other"]).run().await;

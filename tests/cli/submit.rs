@@ -160,7 +160,7 @@ async fn a_wait_that_takes_too_long_ends_with_four() {
     assert!(
         output
             .stderr
-            .contains("error: job/base has not ended within 2.0s"),
+            .contains("error: job/base has not ended within 2s"),
         "{output:?}"
     );
 }

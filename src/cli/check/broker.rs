@@ -117,7 +117,7 @@ fn control_account(account: Option<&str>) -> Finding {
         None => Finding::warning(
             "accounts",
             "the broker does not say which account this is",
-            "allow requests to $SYS.REQ.USER.INFO",
+            "right for a worker's user; else allow requests to $SYS.REQ.USER.INFO",
         ),
     }
 }
@@ -138,6 +138,8 @@ enum JetStream {
     Off(String),
     /// Nobody answers its API here: a worker's account.
     NotForUs,
+    /// Nobody says anything: a request that is not permitted is dropped in silence.
+    Silent,
 }
 
 async fn jetstream(bus: &Bus) -> JetStream {
@@ -159,6 +161,7 @@ async fn jetstream(bus: &Bus) -> JetStream {
             AccountErrorKind::JetStreamUnavailable if bus.client.server_info().jetstream => {
                 JetStream::NotForUs
             }
+            AccountErrorKind::TimedOut => JetStream::Silent,
             _ => JetStream::Off(error.to_string()),
         },
     }
@@ -174,6 +177,11 @@ impl JetStream {
                 "start nats-server with -js, or switch jetstream on for this account",
             ),
             Self::NotForUs => Finding::bad("jetstream", "it is not for this account", ""),
+            Self::Silent => Finding::warning(
+                "jetstream",
+                "it does not answer",
+                "right for a worker's user, which may not ask; else allow $JS.API.>, and look at the broker's log",
+            ),
         }
     }
 }

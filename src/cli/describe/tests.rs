@@ -103,7 +103,7 @@ Progress:     6 pulls: 2 succeeded, 2 failed, 1 active, 1 pending
               6 nodes: 2 with every image, 2 with a failure
 Bytes:        2.0 KiB from registries, 0 B from elsewhere
 Waits for:    1 absent node, each counted as failed once it is gone for 120s: n6
-              another attempt of 1 pull after RateLimited (attempt 1: 429) on n5, the next in 9.0s
+              another attempt of 1 pull after RateLimited (attempt 1: 429) on n5, the next in 9s
 Failures:
   ImageNotFound: 2 pulls
     no such tag

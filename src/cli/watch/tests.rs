@@ -84,7 +84,7 @@ fn bars_show_the_job_and_its_pulls() {
     assert_eq!(
         bars(&state, at(10), 5),
         [
-            "base  ████████░░░░░░░░  5/10 pulls, 1 failed, 450.0 MiB, 20.0 MiB/s, about 8.3s left, 2 active, 4/10 nodes",
+            "base  ████████░░░░░░░░  5/10 pulls, 1 failed, 450.0 MiB, 20.0 MiB/s, about 9s left, 2 active, 4/10 nodes",
             "  ██████░░░░░░  node-6  example.com/app:1  50.0 MiB of 100.0 MiB",
             "  ░░░░░░░░░░░░  node-7  example.com/app:1  waiting after RateLimited",
         ]

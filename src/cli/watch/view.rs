@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::state::{ActivePull, EndedPull, Job, State};
 use crate::cli::text;
@@ -69,6 +70,7 @@ fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) 
             let _ = write!(words, ", {}/s", text::bytes(rate));
         }
         if let Some(left) = state.time_left(name, now) {
+            let left = Duration::from_secs(left.as_secs() + 1);
             let _ = write!(words, ", about {} left", text::duration(left));
         }
     }
