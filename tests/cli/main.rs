@@ -15,6 +15,7 @@ mod input;
 mod login;
 mod python;
 mod read;
+mod readme;
 mod roles;
 mod submit;
 mod up;
