@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use async_nats::jetstream::context::GetStreamErrorKind;
@@ -12,6 +13,8 @@ use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::exit::Failure;
 use crate::bus::Bus;
@@ -19,6 +22,11 @@ use crate::domain::time::Timestamp;
 
 /// Longest wait for a message that is known to be there.
 const STORED_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause before reading anew from a broker that was lost.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+/// Most messages read before they are asked for.
+const MAX_READ_AHEAD: usize = 256;
 
 /// Where reading begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,8 +46,6 @@ pub enum From {
 pub struct Entry {
     /// Its sequence in the stream.
     pub sequence: u64,
-    /// How many messages that are there already follow.
-    pub pending: u64,
     /// Its subject.
     pub subject: String,
     /// Whether it says that its key was deleted (a bucket's message only).
@@ -48,13 +54,25 @@ pub struct Entry {
     pub payload: Bytes,
 }
 
-/// Messages in the order they were stored.
+/// Messages in the order they were stored, read by a task of its own: waiting for the next one may be
+/// given up at any time.
 pub struct Journal {
-    messages: Ordered,
-    floor: u64,
-    since: Option<Timestamp>,
+    read: mpsc::Receiver<Result<Read, Failure>>,
     /// Whether nothing that was stored before we began is left to read.
     caught_up: bool,
+    reader: AbortHandle,
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+enum Read {
+    Entry(Entry),
+    /// Everything that was stored when reading began has been sent.
+    CaughtUp,
 }
 
 /// The stream called `name`.
@@ -93,58 +111,36 @@ impl Journal {
     /// # Errors
     /// The broker does not answer.
     pub async fn open(stream: &Stream, subjects: Vec<String>, from: From) -> Result<Self, Failure> {
-        let (deliver_policy, floor, since) = match from {
-            From::Oldest => (DeliverPolicy::All, 0, None),
-            From::Last => (DeliverPolicy::LastPerSubject, 0, None),
-            From::After(sequence) => {
-                let start_sequence = sequence + 1;
-                (
-                    DeliverPolicy::ByStartSequence { start_sequence },
-                    start_sequence,
-                    None,
-                )
-            }
-            From::Time(time) => {
-                let nanos = i128::from(time.as_millis()) * 1_000_000;
-                let policy = match async_nats::datetime::from_nanos(nanos) {
-                    Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
-                    Err(_) => DeliverPolicy::All,
-                };
-                (policy, 0, Some(time))
-            }
+        let mut reader = Reader {
+            stream: stream.clone(),
+            subjects,
+            from,
         };
-        let config = OrderedConfig {
-            deliver_policy,
-            filter_subjects: subjects,
-            replay_policy: ReplayPolicy::Instant,
-            ..OrderedConfig::default()
-        };
-        let failed =
-            |error: &dyn std::fmt::Display| unanswered("a request to read its messages", error);
-        let consumer = stream
-            .create_consumer(config)
-            .await
-            .map_err(|error| failed(&error))?;
-        let caught_up = consumer.cached_info().num_pending == 0;
-        let messages = consumer.messages().await.map_err(|error| failed(&error))?;
+        let (messages, pending) = reader.consume().await?;
+        let (sender, read) = mpsc::channel(MAX_READ_AHEAD);
+        let task = tokio::spawn(async move { reader.run(messages, &sender).await });
         Ok(Self {
-            messages,
-            floor,
-            since,
-            caught_up,
+            read,
+            caught_up: pending == 0,
+            reader: task.abort_handle(),
         })
     }
 
     /// The next message that is there already; `None` after the last one.
     ///
     /// # Errors
-    /// The broker refuses to be read.
+    /// The broker refuses to be read, or does not send what it has.
     pub async fn next_stored(&mut self) -> Result<Option<Entry>, Failure> {
         if self.caught_up {
             return Ok(None);
         }
-        match tokio::time::timeout(STORED_LIMIT, self.next()).await {
-            Ok(entry) => entry.map(Some),
+        match tokio::time::timeout(STORED_LIMIT, self.receive()).await {
+            Ok(Ok(Read::Entry(entry))) => Ok(Some(entry)),
+            Ok(Ok(Read::CaughtUp)) => {
+                self.caught_up = true;
+                Ok(None)
+            }
+            Ok(Err(failure)) => Err(failure),
             Err(_) => Err(
                 Failure::unreachable("the broker stopped sending what it keeps")
                     .advise("try again: what was being read may just have been deleted"),
@@ -152,48 +148,144 @@ impl Journal {
         }
     }
 
-    /// The next message, whenever it comes.
+    /// The next message, whenever it comes; a broker that is lost is waited for.
     ///
     /// # Errors
     /// The broker refuses to be read.
     pub async fn next(&mut self) -> Result<Entry, Failure> {
         loop {
-            let message = match self.messages.next().await {
+            match self.receive().await? {
+                Read::Entry(entry) => return Ok(entry),
+                Read::CaughtUp => self.caught_up = true,
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Read, Failure> {
+        let closed = || Failure::unreachable("the connection with the broker was closed");
+        self.read.recv().await.ok_or_else(closed)?
+    }
+}
+
+struct Reader {
+    stream: Stream,
+    subjects: Vec<String>,
+    /// Where reading goes on.
+    from: From,
+}
+
+impl Reader {
+    /// A consumer from where reading goes on, and how many messages wait for it.
+    async fn consume(&self) -> Result<(Ordered, u64), Failure> {
+        let deliver_policy = match self.from {
+            From::Oldest => DeliverPolicy::All,
+            From::Last => DeliverPolicy::LastPerSubject,
+            From::After(sequence) => DeliverPolicy::ByStartSequence {
+                start_sequence: sequence + 1,
+            },
+            From::Time(time) => {
+                let nanos = i128::from(time.as_millis()) * 1_000_000;
+                match async_nats::datetime::from_nanos(nanos) {
+                    Ok(start_time) => DeliverPolicy::ByStartTime { start_time },
+                    Err(_) => DeliverPolicy::All,
+                }
+            }
+        };
+        let config = OrderedConfig {
+            deliver_policy,
+            filter_subjects: self.subjects.clone(),
+            replay_policy: ReplayPolicy::Instant,
+            ..OrderedConfig::default()
+        };
+        let failed =
+            |error: &dyn std::fmt::Display| unanswered("a request to read its messages", error);
+        let consumer = self
+            .stream
+            .create_consumer(config)
+            .await
+            .map_err(|error| failed(&error))?;
+        let pending = consumer.cached_info().num_pending;
+        let messages = consumer.messages().await.map_err(|error| failed(&error))?;
+        Ok((messages, pending))
+    }
+
+    /// Sends what it reads until nobody listens.
+    async fn run(&mut self, mut messages: Ordered, sender: &mpsc::Sender<Result<Read, Failure>>) {
+        loop {
+            let message = match messages.next().await {
                 Some(Ok(message)) => message,
-                Some(Err(error)) => return Err(unanswered("while its messages were read", &error)),
-                None => {
-                    return Err(Failure::unreachable(
-                        "the connection with the broker was closed",
-                    ));
+                lost => {
+                    // A broker that restarted has forgotten the consumer; the client gives up on it then.
+                    let error = lost.and_then(Result::err).map(|error| error.to_string());
+                    tracing::debug!(error, "reading anew");
+                    messages = self.again().await;
+                    continue;
                 }
             };
-            let info = message
-                .info()
-                .map_err(|error| unanswered("with a message that can be read", &error))?;
-            if info.pending == 0 {
-                self.caught_up = true;
+            match self.entry(&message) {
+                Ok((entry, pending)) => {
+                    let sent = match entry {
+                        Some(entry) => sender.send(Ok(Read::Entry(entry))).await,
+                        None => Ok(()),
+                    };
+                    let sent = match (sent, pending) {
+                        (Ok(()), 0) => sender.send(Ok(Read::CaughtUp)).await,
+                        (sent, _) => sent,
+                    };
+                    if sent.is_err() {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    // Nobody who no longer listens misses it.
+                    let _ = sender.send(Err(failure)).await;
+                    return;
+                }
             }
-            let millis = info.published.unix_timestamp_nanos() / 1_000_000;
-            let too_early = self
-                .since
-                .is_some_and(|since| millis < i128::from(since.as_millis()));
-            // A consumer that is made anew before its first message begins at the stream's first.
-            if info.stream_sequence < self.floor || too_early {
-                continue;
-            }
-            let deleted = message.headers.as_ref().is_some_and(|headers| {
-                headers
-                    .get("KV-Operation")
-                    .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"))
-            });
-            return Ok(Entry {
-                sequence: info.stream_sequence,
-                pending: info.pending,
-                subject: message.subject.to_string(),
-                deleted,
-                payload: message.payload.clone(),
-            });
         }
+    }
+
+    /// Reads on from where it was, as soon as the broker lets us.
+    async fn again(&self) -> Ordered {
+        loop {
+            match self.consume().await {
+                Ok((messages, _)) => return messages,
+                Err(failure) => {
+                    tracing::debug!(%failure, "cannot read on yet");
+                    tokio::time::sleep(READ_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// What a message says, unless it was read before or is too old, and how many follow.
+    fn entry(&mut self, message: &Message) -> Result<(Option<Entry>, u64), Failure> {
+        let info = message
+            .info()
+            .map_err(|error| unanswered("with a message that can be read", &error))?;
+        let millis = info.published.unix_timestamp_nanos() / 1_000_000;
+        // The client's consumer, made anew before its first message, begins at the stream's first.
+        let unwanted = match self.from {
+            From::After(sequence) => info.stream_sequence <= sequence,
+            From::Time(since) => millis < i128::from(since.as_millis()),
+            From::Oldest | From::Last => false,
+        };
+        if unwanted {
+            return Ok((None, info.pending));
+        }
+        self.from = From::After(info.stream_sequence);
+        let deleted = message.headers.as_ref().is_some_and(|headers| {
+            headers
+                .get("KV-Operation")
+                .is_some_and(|operation| matches!(operation.as_str(), "DEL" | "PURGE"))
+        });
+        let entry = Entry {
+            sequence: info.stream_sequence,
+            subject: message.subject.to_string(),
+            deleted,
+            payload: message.payload.clone(),
+        };
+        Ok((Some(entry), info.pending))
     }
 }
 

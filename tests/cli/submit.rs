@@ -1,10 +1,13 @@
 //! What `run`, `apply` and the verbs send, and how they end on what the dispatcher says.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::dispatcher::{Dispatcher, job};
+use super::dispatcher::{Dispatcher, LIMIT, job};
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::{Output, prewarm};
+use crate::support::wait::eventually;
 
 fn counts(succeeded: u32, failed: u32) -> Value {
     json!({"desired": succeeded + failed, "pending": 0, "active": 0, "succeeded": succeeded, "failed": failed, "cancelled": 0})
@@ -399,4 +402,34 @@ async fn a_verb_that_nobody_answers_is_kept_and_ends_with_four() {
         "{output:?}"
     );
     assert_eq!(dispatcher.request().await.verb, "delete");
+}
+
+#[tokio::test]
+async fn a_wait_survives_a_restart_of_the_broker() {
+    let mut dispatcher = Dispatcher::start().await;
+    let mut run = dispatcher
+        .prewarm(&["run", "nginx", "--name", "base", "--wait"])
+        .spawn("run --wait");
+    let request = dispatcher.request().await;
+    let accepted = json!({"requestSequence": request.sequence});
+    dispatcher.tell("base", "accepted", accepted).await;
+    run.logs("job/base accepted", LIMIT).await;
+    dispatcher.put_job(&job("base", "Running", 1, 0)).await;
+    run.logs("base: 1/10 pulls", LIMIT).await;
+    dispatcher.nats.kill();
+    dispatcher.nats.restart().await;
+    eventually("the broker to keep events again", LIMIT, async || {
+        let name = dispatcher.bus.subjects.events_stream();
+        dispatcher.bus.jetstream.get_stream(name).await
+    })
+    .await;
+    dispatcher
+        .tell("base", "completed", json!({"outcome": "Succeeded"}))
+        .await;
+    let end = run.end(Duration::from_secs(60)).await;
+    assert_eq!(end.code, 0, "{end:?}");
+    assert!(
+        end.stderr.contains("job/base completed: Succeeded"),
+        "{end:?}"
+    );
 }
