@@ -5,12 +5,16 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use super::Bus;
 
 /// Longest wait for the next message while more are known to come.
 const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which it is looked whether what was to come is still there.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// Reading from the broker failed. Trying again, from the start, may help.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +37,11 @@ impl ReadError {
 
 /// The messages of a stream in order, and how many there were when reading began.
 pub struct Reading {
-    stream: String,
+    name: String,
+    stream: Stream<()>,
+    filter: String,
+    /// The sequence before the first message that may come next.
+    seen: u64,
     /// The messages; they go on with what is stored later.
     pub messages: Ordered,
     /// Messages that were there when reading began and have not been read.
@@ -57,8 +65,12 @@ impl Bus {
             .get_stream_no_info(stream)
             .await
             .map_err(|e| failed(&e))?;
+        let seen = match from {
+            DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.saturating_sub(1),
+            _ => 0,
+        };
         let config = OrderedConfig {
-            filter_subject: filter,
+            filter_subject: filter.clone(),
             deliver_policy: from,
             ..Default::default()
         };
@@ -69,7 +81,10 @@ impl Bus {
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| failed(&e))?;
         Ok(Reading {
-            stream: stream.to_owned(),
+            name: stream.to_owned(),
+            stream: handle,
+            filter,
+            seen,
             messages,
             left,
         })
@@ -103,18 +118,34 @@ impl Reading {
         if self.left == 0 {
             return Ok(None);
         }
-        let next = tokio::time::timeout(NEXT_MESSAGE_TIMEOUT, self.messages.next()).await;
-        let message = match next {
-            Ok(Some(Ok(message))) => message,
-            Ok(Some(Err(error))) => return Err(ReadError::new(&self.stream, error)),
-            Ok(None) => return Err(ReadError::new(&self.stream, "the consumer ended")),
-            Err(_) => return Err(ReadError::new(&self.stream, "no message came in time")),
+        let deadline = Instant::now() + NEXT_MESSAGE_TIMEOUT;
+        let message = loop {
+            match tokio::time::timeout(SILENCE, self.messages.next()).await {
+                Ok(Some(Ok(message))) => break message,
+                Ok(Some(Err(error))) => return Err(ReadError::new(&self.name, error)),
+                Ok(None) => return Err(ReadError::new(&self.name, "the consumer ended")),
+                Err(_) if is_empty(&self.stream, &self.filter, self.seen + 1).await => {
+                    self.left = 0;
+                    return Ok(None);
+                }
+                Err(_) if Instant::now() >= deadline => {
+                    return Err(ReadError::new(&self.name, "no message came in time"));
+                }
+                Err(_) => {}
+            }
         };
         // Not a mere count: messages may be purged while they are read.
-        self.left = match message.info() {
-            Ok(info) => info.pending,
-            Err(error) => return Err(ReadError::new(&self.stream, error)),
+        (self.left, self.seen) = match message.info() {
+            Ok(info) => (info.pending, info.stream_sequence),
+            Err(error) => return Err(ReadError::new(&self.name, error)),
         };
         Ok(Some(message))
     }
+}
+
+/// Whether a stream holds nothing under the filter from this sequence on. What was to come and has been purged is
+/// announced by no message.
+async fn is_empty(stream: &Stream<()>, filter: &str, from: u64) -> bool {
+    let next = stream.get_first_raw_message_by_subject(filter, from).await;
+    next.is_err_and(|error| error.kind() == RawMessageErrorKind::NoMessageFound)
 }

@@ -31,5 +31,6 @@ mod api;
 mod cell;
 mod dispatcher;
 mod pull;
+mod read;
 mod worker;
 mod worker_cell;
