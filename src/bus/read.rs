@@ -5,15 +5,16 @@ use std::time::Duration;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use super::Bus;
 
-/// Wait for the next message after which the broker is asked again what is left: messages may be
-/// purged or grow too old while they are read, and nobody says so.
-const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often in a row it is asked before reading fails.
-const MAX_ASKED_AGAIN: u32 = 5;
+/// Longest wait for the next message while more are known to come.
+const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which it is looked whether what was to come is still there.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// Reading from the broker failed. Trying again, from the start, may help.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +37,11 @@ impl ReadError {
 
 /// The messages of a stream in order, and how many there were when reading began.
 pub struct Reading {
-    bus: Bus,
-    stream: String,
+    name: String,
+    stream: Stream<()>,
     filter: String,
-    /// The sequence of the message read last.
-    last: u64,
+    /// The sequence before the first message that may come next.
+    seen: u64,
     /// The messages; they go on with what is stored later.
     pub messages: Ordered,
     /// Messages that were there when reading began and have not been read.
@@ -64,6 +65,10 @@ impl Bus {
             .get_stream_no_info(stream)
             .await
             .map_err(|e| failed(&e))?;
+        let seen = match from {
+            DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.saturating_sub(1),
+            _ => 0,
+        };
         let config = OrderedConfig {
             filter_subject: filter.clone(),
             deliver_policy: from,
@@ -76,10 +81,10 @@ impl Bus {
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| failed(&e))?;
         Ok(Reading {
-            bus: self.clone(),
-            stream: stream.to_owned(),
+            name: stream.to_owned(),
+            stream: handle,
             filter,
-            last: 0,
+            seen,
             messages,
             left,
         })
@@ -110,35 +115,37 @@ impl Reading {
     /// # Errors
     /// The broker does not answer.
     pub async fn next_stored(&mut self) -> Result<Option<Message>, ReadError> {
-        for _ in 0..MAX_ASKED_AGAIN {
-            if self.left == 0 {
-                return Ok(None);
-            }
-            let next = tokio::time::timeout(NEXT_MESSAGE_TIMEOUT, self.messages.next()).await;
-            let message = match next {
-                Ok(Some(Ok(message))) => message,
-                Ok(Some(Err(error))) => return Err(ReadError::new(&self.stream, error)),
-                Ok(None) => return Err(ReadError::new(&self.stream, "the consumer ended")),
-                Err(_) => {
-                    let start_sequence = self.last + 1;
-                    let from = DeliverPolicy::ByStartSequence { start_sequence };
-                    let last = self.last;
-                    *self = self
-                        .bus
-                        .clone()
-                        .read(&self.stream, self.filter.clone(), from)
-                        .await?;
-                    self.last = last;
-                    continue;
-                }
-            };
-            let info = message
-                .info()
-                .map_err(|e| ReadError::new(&self.stream, e))?;
-            self.last = info.stream_sequence;
-            self.left = info.pending;
-            return Ok(Some(message));
+        if self.left == 0 {
+            return Ok(None);
         }
-        Err(ReadError::new(&self.stream, "no message came in time"))
+        let deadline = Instant::now() + NEXT_MESSAGE_TIMEOUT;
+        let message = loop {
+            match tokio::time::timeout(SILENCE, self.messages.next()).await {
+                Ok(Some(Ok(message))) => break message,
+                Ok(Some(Err(error))) => return Err(ReadError::new(&self.name, error)),
+                Ok(None) => return Err(ReadError::new(&self.name, "the consumer ended")),
+                Err(_) if is_empty(&self.stream, &self.filter, self.seen + 1).await => {
+                    self.left = 0;
+                    return Ok(None);
+                }
+                Err(_) if Instant::now() >= deadline => {
+                    return Err(ReadError::new(&self.name, "no message came in time"));
+                }
+                Err(_) => {}
+            }
+        };
+        // Not a mere count: messages may be purged while they are read.
+        (self.left, self.seen) = match message.info() {
+            Ok(info) => (info.pending, info.stream_sequence),
+            Err(error) => return Err(ReadError::new(&self.name, error)),
+        };
+        Ok(Some(message))
     }
+}
+
+/// Whether a stream holds nothing under the filter from this sequence on. What was to come and has been purged is
+/// announced by no message.
+async fn is_empty(stream: &Stream<()>, filter: &str, from: u64) -> bool {
+    let next = stream.get_first_raw_message_by_subject(filter, from).await;
+    next.is_err_and(|error| error.kind() == RawMessageErrorKind::NoMessageFound)
 }

@@ -107,7 +107,8 @@ impl Dispatcher {
         } else if job.counts.pending + job.counts.active == 0 {
             let outcome = outcome(job);
             self.finish(now, id, outcome, effects);
-        } else if job.is_quiet() && !job.paused {
+        } else if job.is_quiet() && job.slot_limit() > 0 {
+            // Paused, by a user or by parallelism 0, it waits for whatever it waits for.
             self.check_absent(now, id, effects);
         }
     }

@@ -260,6 +260,17 @@ fn a_paused_job_does_not_give_up_absent_nodes() {
 }
 
 #[test]
+fn parallelism_zero_does_not_give_up_absent_nodes() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    cell.submit("base", |spec| spec.parallelism = Amount::Count(0));
+    cell.leave("a");
+    cell.advance(3_600);
+    assert!(!cell.record("base").status.phase.is_finished());
+    cell.submit("base", |spec| spec.parallelism = Amount::Count(1));
+    assert!(cell.record("base").status.phase.is_finished());
+}
+
+#[test]
 fn an_unreadable_request_is_rejected_with_every_problem() {
     let mut cell = Cell::new();
     let problem = |path: &str| Problem {

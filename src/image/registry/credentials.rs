@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use base64::engine::{DecodePaddingMode, general_purpose::STANDARD};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::helper;
 
@@ -159,6 +160,10 @@ fn load_secret(directory: &Path, name: &str) -> Result<Option<Source>, Credentia
             return Ok(Some(Source::Docker(config)));
         }
     }
+    // A secret of type `kubernetes.io/dockercfg`.
+    if let Some(config) = DockerConfig::load_old(&path.join(".dockercfg"))? {
+        return Ok(Some(Source::Docker(config)));
+    }
     let user = read_bounded(&path.join("username"))?;
     let password = read_bounded(&path.join("password"))?;
     Ok(user.zip(password).map(|(user, password)| {
@@ -168,6 +173,17 @@ fn load_secret(directory: &Path, name: &str) -> Result<Option<Source>, Credentia
             password: trimmed(password),
         })
     }))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CredentialError> {
+    let Some(text) = read_bounded(path)? else {
+        return Ok(None);
+    };
+    let read = serde_json::from_str(&text).map_err(|error| CredentialError::Format {
+        path: path.to_owned(),
+        line: error.line(),
+    });
+    read.map(Some)
 }
 
 fn read_bounded(path: &Path) -> Result<Option<String>, CredentialError> {
@@ -186,7 +202,7 @@ fn read_bounded(path: &Path) -> Result<Option<String>, CredentialError> {
     std::fs::read_to_string(path).map(Some).map_err(failed)
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct ConfigFile {
     #[serde(default)]
     auths: BTreeMap<String, AuthEntry>,
@@ -212,14 +228,24 @@ struct AuthEntry {
 
 impl DockerConfig {
     fn load(path: &Path) -> Result<Option<Self>, CredentialError> {
-        let Some(text) = read_bounded(path)? else {
-            return Ok(None);
+        read_json(path)?
+            .map(|file| Self::of(file, path))
+            .transpose()
+    }
+
+    /// The form before `config.json`: what stands there under `auths`, and nothing around it.
+    fn load_old(path: &Path) -> Result<Option<Self>, CredentialError> {
+        let of = |auths| {
+            let file = ConfigFile {
+                auths,
+                ..ConfigFile::default()
+            };
+            Self::of(file, path)
         };
-        let file: ConfigFile =
-            serde_json::from_str(&text).map_err(|error| CredentialError::Format {
-                path: path.to_owned(),
-                line: error.line(),
-            })?;
+        read_json(path)?.map(of).transpose()
+    }
+
+    fn of(file: ConfigFile, path: &Path) -> Result<Self, CredentialError> {
         let mut entries = Vec::with_capacity(file.auths.len());
         for (key, entry) in file.auths {
             let Some(parsed) = Key::parse(&key) else {
@@ -234,11 +260,11 @@ impl DockerConfig {
         }
         // The longest path first, and a name before a glob, as kubelet tries them.
         entries.sort_by_key(|(key, _)| (std::cmp::Reverse(key.path.len()), key.host.contains('*')));
-        Ok(Some(Self {
+        Ok(Self {
             entries,
             store: file.store.filter(|name| !name.is_empty()),
             helpers: file.helpers,
-        }))
+        })
     }
 
     fn matching(&self, hosts: &[&str], repository: &str) -> Vec<Credential> {

@@ -116,6 +116,23 @@ async fn a_mirror_gets_only_what_names_the_mirror() {
     );
 }
 
+#[tokio::test]
+async fn a_mounted_secret_is_read_in_its_newer_and_its_older_form() {
+    let directory = tempfile::tempdir().unwrap();
+    let new = format!(r#"{{"auths":{{"a.io":{{"auth":"{}"}}}}}}"#, auth("new"));
+    let old = r#"{"https://a.io":{"username":"old","password":"p","email":"o@a.io"}}"#;
+    for (secret, key, content) in [
+        ("new", ".dockerconfigjson", new.as_str()),
+        ("old", ".dockercfg", old),
+    ] {
+        std::fs::create_dir(directory.path().join(secret)).unwrap();
+        std::fs::write(directory.path().join(secret).join(key), content).unwrap();
+        let keychain = Keychain::load(Some(directory.path()), &[secret.to_owned()], None);
+        let found = keychain.candidates("a.io", true, "a.io", "r").await;
+        assert_eq!(found, [password(secret)]);
+    }
+}
+
 #[test]
 fn a_secret_cannot_lead_out_of_its_directory() {
     let directory = tempfile::tempdir().unwrap();
