@@ -21,7 +21,9 @@ use crate::bus::Bus;
 use crate::domain::time::Timestamp;
 
 /// Longest wait for a message that is known to be there.
-const STORED_LIMIT: Duration = Duration::from_secs(5);
+const STORED_LIMIT: Duration = Duration::from_secs(10);
+/// Wait for one after which the broker is asked again what there is.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Pause before reading anew from a broker that was lost.
 const READ_AGAIN: Duration = Duration::from_millis(500);
@@ -111,14 +113,22 @@ impl Journal {
     /// # Errors
     /// The broker does not answer.
     pub async fn open(stream: &Stream, subjects: Vec<String>, from: From) -> Result<Self, Failure> {
+        // Of a bucket every key counts, also one that is written again and so comes later.
+        let end = match from {
+            From::Last => u64::MAX,
+            From::Oldest | From::After(_) | From::Time(_) => {
+                stream.cached_info().state.last_sequence
+            }
+        };
         let mut reader = Reader {
             stream: stream.clone(),
             subjects,
             from,
+            end,
         };
         let (messages, pending) = reader.consume().await?;
         let (sender, read) = mpsc::channel(MAX_READ_AHEAD);
-        let task = tokio::spawn(async move { reader.run(messages, &sender).await });
+        let task = tokio::spawn(async move { reader.run(messages, pending, &sender).await });
         Ok(Self {
             read,
             caught_up: pending == 0,
@@ -167,11 +177,15 @@ impl Journal {
     }
 }
 
+type Sender = mpsc::Sender<Result<Read, Failure>>;
+
 struct Reader {
     stream: Stream,
     subjects: Vec<String>,
     /// Where reading goes on.
     from: From,
+    /// The last message that counts as stored before: more may come faster than they are read.
+    end: u64,
 }
 
 impl Reader {
@@ -209,31 +223,32 @@ impl Reader {
         Ok((messages, pending))
     }
 
-    /// Sends what it reads until nobody listens.
-    async fn run(&mut self, mut messages: Ordered, sender: &mpsc::Sender<Result<Read, Failure>>) {
+    /// Sends what it reads until nobody listens; `pending` messages were there at the beginning.
+    async fn run(&mut self, mut messages: Ordered, mut pending: u64, sender: &Sender) {
         loop {
-            let message = match messages.next().await {
-                Some(Ok(message)) => message,
-                lost => {
-                    // A broker that restarted has forgotten the consumer; the client gives up on it then.
-                    let error = lost.and_then(Result::err).map(|error| error.to_string());
-                    tracing::debug!(error, "reading anew");
-                    messages = self.again().await;
-                    continue;
+            let next = match pending {
+                0 => Ok(messages.next().await),
+                _ => tokio::time::timeout(ASK_AGAIN, messages.next()).await,
+            };
+            let Ok(Some(Ok(message))) = next else {
+                // A broker that restarted has forgotten the consumer, and the client gives up on it; and
+                // what was deleted or replaced while it was read never comes.
+                let was_pending = pending;
+                (messages, pending) = self.again().await;
+                if was_pending > 0 && pending == 0 && sender.send(Ok(Read::CaughtUp)).await.is_err()
+                {
+                    return;
                 }
+                continue;
             };
             match self.entry(&message) {
-                Ok((entry, pending)) => {
-                    let sent = match entry {
-                        Some(entry) => sender.send(Ok(Read::Entry(entry))).await,
-                        None => Ok(()),
-                    };
-                    let sent = match (sent, pending) {
-                        (Ok(()), 0) => sender.send(Ok(Read::CaughtUp)).await,
-                        (sent, _) => sent,
-                    };
-                    if sent.is_err() {
-                        return;
+                Ok((entry, left)) => {
+                    let caught_up = (pending > 0 && left == 0).then_some(Read::CaughtUp);
+                    pending = left;
+                    for read in entry.map(Read::Entry).into_iter().chain(caught_up) {
+                        if sender.send(Ok(read)).await.is_err() {
+                            return;
+                        }
                     }
                 }
                 Err(failure) => {
@@ -246,10 +261,10 @@ impl Reader {
     }
 
     /// Reads on from where it was, as soon as the broker lets us.
-    async fn again(&self) -> Ordered {
+    async fn again(&self) -> (Ordered, u64) {
         loop {
             match self.consume().await {
-                Ok((messages, _)) => return messages,
+                Ok(begun) => return begun,
                 Err(failure) => {
                     tracing::debug!(%failure, "cannot read on yet");
                     tokio::time::sleep(READ_AGAIN).await;
@@ -258,7 +273,7 @@ impl Reader {
         }
     }
 
-    /// What a message says, unless it was read before or is too old, and how many follow.
+    /// What a message says, unless it was read before or is too old, and how many stored ones follow.
     fn entry(&mut self, message: &Message) -> Result<(Option<Entry>, u64), Failure> {
         let info = message
             .info()
@@ -270,8 +285,13 @@ impl Reader {
             From::Time(since) => millis < i128::from(since.as_millis()),
             From::Oldest | From::Last => false,
         };
+        let left = if info.stream_sequence >= self.end {
+            0
+        } else {
+            info.pending
+        };
         if unwanted {
-            return Ok((None, info.pending));
+            return Ok((None, left));
         }
         self.from = From::After(info.stream_sequence);
         let deleted = message.headers.as_ref().is_some_and(|headers| {
@@ -285,7 +305,7 @@ impl Reader {
             deleted,
             payload: message.payload.clone(),
         };
-        Ok((Some(entry), info.pending))
+        Ok((Some(entry), left))
     }
 }
 

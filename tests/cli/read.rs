@@ -311,3 +311,33 @@ async fn a_watch_of_a_job_that_has_ended_says_how() {
         .await;
     assert_eq!(slow.code, 4, "{slow:?}");
 }
+
+#[tokio::test]
+async fn records_that_change_while_they_are_read_are_read_all_the_same() {
+    let dispatcher = Dispatcher::start().await;
+    for number in 0..300 {
+        dispatcher
+            .put_job(&job(&format!("job-{number}"), "Running", 0, 0))
+            .await;
+    }
+    let reads = async {
+        for _ in 0..5 {
+            let output = dispatcher.prewarm(&["get", "jobs"]).run().await;
+            assert_eq!(output.code, 0, "{output:?}");
+            assert_eq!(output.stdout.lines().count(), 301);
+        }
+    };
+    let writes = async {
+        loop {
+            for number in 0..300 {
+                dispatcher
+                    .put_job(&job(&format!("job-{number}"), "Running", 1, 0))
+                    .await;
+            }
+        }
+    };
+    tokio::select! {
+        () = reads => {}
+        () = writes => {}
+    }
+}
