@@ -10,7 +10,15 @@ use crate::cell::Cell;
 use crate::node::{Setup, name};
 use crate::support::nats::NatsVersion;
 
+/// Both wait until a silent node counts as gone; so they wait together.
 #[tokio::test]
+async fn a_node_that_dies_or_never_answers_is_given_up() {
+    tokio::join!(
+        a_node_that_dies_in_the_middle_of_a_pull_is_given_up_after_absent_after_seconds(),
+        a_node_that_never_answers_holds_a_slot_only_until_it_is_gone(),
+    );
+}
+
 async fn a_node_that_dies_in_the_middle_of_a_pull_is_given_up_after_absent_after_seconds() {
     let cell = Cell::start().await;
     let dying = cell.worker(Setup::new("dying").latency("10m")).await;
@@ -32,7 +40,6 @@ async fn a_node_that_dies_in_the_middle_of_a_pull_is_given_up_after_absent_after
     cell.no_tasks("job").await;
 }
 
-#[tokio::test]
 async fn a_node_that_never_answers_holds_a_slot_only_until_it_is_gone() {
     let cell = Cell::start().await;
     cell.silent("silent", &[]).await;

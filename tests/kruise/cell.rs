@@ -19,7 +19,7 @@ use crate::support::wait::eventually;
 /// Longest wait for anything that happens by itself, the fifteen seconds included after which a silent node is gone.
 pub(crate) const LIMIT: Duration = Duration::from_secs(40);
 /// Short, so that a killed dispatcher is soon followed by another.
-const LEASE: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_millis(600);
 
 pub(crate) struct Cell {
     pub(crate) server: NatsServer,

@@ -110,8 +110,8 @@ async fn a_deadline_ends_the_job_with_what_is_unfinished_counted_as_failed() {
         workers.push(cell.worker(Setup::new(node).latency("10m")).await);
     }
     let spec = json!({
-        "images": ["app:1"], "parallelism": 2, "pullPolicy": {"timeoutSeconds": 2},
-        "completionPolicy": {"activeDeadlineSeconds": 2},
+        "images": ["app:1"], "parallelism": 2, "pullPolicy": {"timeoutSeconds": 1},
+        "completionPolicy": {"activeDeadlineSeconds": 1},
     });
     cell.submit("job", spec).await;
     let job = cell.ended("job").await;

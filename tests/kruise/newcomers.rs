@@ -5,8 +5,9 @@ use prewarm::wire::event::PullState;
 use prewarm::wire::subject::JobVerb;
 use serde_json::json;
 
-use crate::cell::Cell;
+use crate::cell::{Cell, native};
 use crate::node::Setup;
+use crate::support::nats::NatsVersion;
 
 const NEVER: &str = "Never";
 
@@ -32,11 +33,9 @@ async fn a_new_node_joins_a_job_that_is_unfinished_and_not_one_that_has_ended() 
     let cell = Cell::start().await;
     cell.silent("slow", &[]).await;
     let _first = cell.node("node-1").await;
-    let spec = json!({
-        "images": ["app:1"], "pullPolicy": {"timeoutSeconds": 1}, "completionPolicy": {"activeDeadlineSeconds": 1},
-    });
+    let spec = json!({"images": ["app:1"], "selector": {"names": ["node-1", "node-2"]}});
     cell.submit("ended", spec).await;
-    assert_eq!(cell.ended("ended").await.status.counts.desired, 2);
+    assert_eq!(cell.ended("ended").await.status.counts.desired, 1);
     cell.submit("running", json!({"images": ["app:1"]})).await;
     let tasks = cell.released("running", 2).await;
     let _late = cell.node("node-2").await;
@@ -45,7 +44,22 @@ async fn a_new_node_joins_a_job_that_is_unfinished_and_not_one_that_has_ended() 
     let slow = tasks.iter().find(|task| task.node.as_str() == "slow");
     cell.tell_success(slow.unwrap()).await;
     assert_eq!(cell.ended("running").await.status.counts.succeeded, 3);
-    assert_eq!(cell.record("ended").await.unwrap().status.counts.desired, 2);
+    assert_eq!(cell.record("ended").await.unwrap().status.counts.desired, 1);
+    assert_eq!(
+        cell.nodes_that_told("ended", PullState::Started).await,
+        ["node-1"]
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_was_submitted_before_anything_ran_waits_for_it() {
+    // openkruise/kruise#791: pulls failed when the daemon was not there yet.
+    let mut cell = Cell::broker(NatsVersion::V2_15).await;
+    let spec = json!({"images": ["app:1"], "completionPolicy": {"type": NEVER}});
+    cell.publish(JobVerb::Submit, &native("early", spec)).await;
+    cell.dispatch(|_| {}).await;
+    let _node = cell.node("node").await;
+    cell.succeeded("early", 1).await;
 }
 
 #[tokio::test]

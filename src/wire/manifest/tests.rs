@@ -232,6 +232,133 @@ fn kruise_rules_hold() {
     assert!(refused("pullSecrets", twice).contains("the same as [0]"));
 }
 
+/// A Kruise manifest of this kind with nothing but this specification, in YAML's flow style.
+fn kruise(kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: apps.kruise.io/v1beta1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn kruise_parallelism_is_read_as_its_webhook_reads_it() {
+    let read = |value: &str| {
+        let text = kruise("ImagePullJob", &format!("image: a, parallelism: {value}"));
+        parse(text.as_bytes()).map(|job| job.spec.parallelism)
+    };
+    for (value, count) in [("1", 1), ("0", 0), ("'20'", 20), ("'0'", 0), ("null", 1)] {
+        assert_eq!(read(value).unwrap(), Amount::Count(count), "{value}");
+    }
+    for value in [
+        "-1", "'-1'", "10%", "NaN", "'NaN'", "1.5", "''", "[1]", "true",
+    ] {
+        let rejection = read(value).expect_err(value);
+        assert_eq!(rejection.problems.len(), 1, "{value}: {rejection}");
+        assert_eq!(rejection.problems[0].path, "spec.parallelism", "{value}");
+    }
+    let absent = parse(kruise("ImagePullJob", "image: a").as_bytes()).unwrap();
+    assert_eq!(absent.spec.parallelism, Amount::Count(1));
+}
+
+#[test]
+fn kruise_rules_name_the_field_they_are_broken_by() {
+    let many: Vec<String> = (0..256).map(|n| format!("a:{n}")).collect();
+    let many = format!("images: [{}]", many.join(", "));
+    let (one, list) = ("ImagePullJob", "ImageListPullJob");
+    for (kind, spec, path) in [
+        (one, "parallelism: 1", "spec.image"),
+        (one, "image: ''", "spec.image"),
+        (one, "image: 'a:b:c'", "spec.image"),
+        (one, "images: [a]", "spec.image"),
+        (list, "parallelism: 1", "spec.images"),
+        (list, "images: []", "spec.images"),
+        (list, "images: [a, 'a:latest']", "spec.images[1]"),
+        (list, "images: [a, 'B']", "spec.images[1]"),
+        (list, &many, "spec.images"),
+        (list, "images: [a], image: a", "spec.image"),
+        (
+            one,
+            "image: a, selector: {names: [x, x]}",
+            "spec.selector.names[1]",
+        ),
+        (
+            one,
+            "image: a, selector: {names: [x], matchExpressions: [{key: k, operator: Exists}]}",
+            "spec.selector.names",
+        ),
+        (
+            one,
+            "image: a, selector: {matchExpressions: [{key: k, operator: In}]}",
+            "spec.selector.matchExpressions[0].values",
+        ),
+        (
+            one,
+            "image: a, selector: {matchExpressions: [{key: k, operator: Equals, values: [v]}]}",
+            "spec.selector.matchExpressions[0].operator",
+        ),
+        (
+            one,
+            "image: a, selector: {matchLabels: {'k k': v}}",
+            "spec.selector.matchLabels.k k",
+        ),
+        (
+            one,
+            "image: a, podSelector: {matchLabels: {k: v}}",
+            "spec.podSelector",
+        ),
+        (list, "images: [a], podSelector: {}", "spec.podSelector"),
+        (
+            one,
+            "image: a, completionPolicy: {type: Sometimes}",
+            "spec.completionPolicy.type",
+        ),
+        (
+            one,
+            "image: a, completionPolicy: {type: Never, activeDeadlineSeconds: 700}",
+            "spec.completionPolicy.activeDeadlineSeconds",
+        ),
+        (
+            list,
+            "images: [a], completionPolicy: {type: Never, ttlSecondsAfterFinished: 1}",
+            "spec.completionPolicy.ttlSecondsAfterFinished",
+        ),
+        (
+            one,
+            "image: a, completionPolicy: {activeDeadlineSeconds: 599}",
+            "spec.completionPolicy.activeDeadlineSeconds",
+        ),
+        (one, "image: a, priority: 1", "spec.priority"),
+    ] {
+        let rejection = parse(kruise(kind, spec).as_bytes()).expect_err(spec);
+        let paths = rejection.problems.iter().map(|problem| &problem.path);
+        assert!(
+            paths.clone().any(|found| found == path),
+            "{spec}: {rejection}"
+        );
+    }
+}
+
+#[test]
+fn kruise_takes_what_its_webhook_takes() {
+    let job = |kind: &str, spec: &str| parse(kruise(kind, spec).as_bytes()).unwrap().spec;
+    // The list job's webhook does not compare them.
+    let spec = "images: [a], completionPolicy: {activeDeadlineSeconds: 5}";
+    let short = job("ImageListPullJob", spec).completion_policy;
+    assert_eq!(short.active_deadline_seconds, Some(5));
+    let spec =
+        "image: a, completionPolicy: {activeDeadlineSeconds: 600, ttlSecondsAfterFinished: 0}";
+    let equal = job("ImagePullJob", spec).completion_policy;
+    assert_eq!(equal.active_deadline_seconds, Some(600));
+    assert_eq!(equal.ttl_seconds_after_finished, Some(0));
+    for spec in ["image: a, selector: {}", "image: a, selector: null"] {
+        assert_eq!(job("ImagePullJob", spec).selector, Default::default());
+    }
+    let defaults = job("ImageListPullJob", "images: [a]");
+    assert_eq!(defaults.image_pull_policy, ImagePullPolicy::IfNotPresent);
+    assert_eq!(defaults.completion_policy.kind, CompletionType::Always);
+    assert_eq!(defaults.pull_policy.timeout_seconds, 600);
+    assert_eq!(defaults.pull_policy.backoff_limit, 3);
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
