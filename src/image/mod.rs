@@ -8,6 +8,7 @@ pub mod containerd;
 pub mod registry;
 pub mod simulated;
 pub mod size;
+pub mod untar;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
