@@ -5,6 +5,7 @@
 //! its token is cancelled.
 
 pub mod containerd;
+mod inflate;
 pub mod registry;
 pub mod simulated;
 pub mod size;
