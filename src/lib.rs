@@ -5,9 +5,12 @@
 //! - [`domain`]: values; uses nothing of ours.
 //! - [`wire`]: messages, manifests, subjects, schemas → `domain`.
 //! - [`image`]: putting one image on this node → `domain`.
+//! - [`work`]: the worker: takes tasks, pulls, tells → `domain`, `wire`, `bus`, `image`.
 
+pub mod api;
 pub mod bus;
 pub mod dispatch;
 pub mod domain;
 pub mod image;
 pub mod wire;
+pub mod work;

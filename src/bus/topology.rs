@@ -371,7 +371,7 @@ mod tests {
         );
         assert!(error.contains("also keeps [\"other.>\"]"), "{error}");
         assert!(
-            error.contains("--subject-prefix") && !error.contains("age"),
+            error.contains("--subject-prefix") && !error.contains("max age"),
             "{error}"
         );
     }

@@ -27,8 +27,9 @@ pub(super) const QUEUE: usize = 4_096;
 const REQUESTS_CONSUMER: &str = "dispatcher";
 /// How long a request may be in the hands of a dispatcher before another one gets it.
 const REQUEST_ACK_WAIT: Duration = Duration::from_secs(30);
-/// Requests in the hands of a dispatcher at once.
-const MAX_REQUESTS_IN_HAND: i64 = 256;
+/// Requests in the hands of a dispatcher at once. One, so that they are applied strictly in their
+/// order: a submission that came again after the deletion of its job would make the job anew.
+const MAX_REQUESTS_IN_HAND: i64 = 1;
 
 /// Something for the state, with what the shell needs to answer it.
 pub(super) enum Arrival {

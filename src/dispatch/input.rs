@@ -182,8 +182,9 @@ pub enum Effect {
         node: NodeName,
         /// Make the consumer anew even if there is one.
         remake: bool,
-        /// The first message it delivers; `None`: the next one stored.
-        start: Option<u64>,
+        /// The sequence in the task stream it begins at. Never "whatever comes next": a request that
+        /// is held up would then make a consumer that skips what was stored in the meantime.
+        start: u64,
         /// Where the answer goes.
         reply: ReplyToken,
     },

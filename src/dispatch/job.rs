@@ -48,7 +48,8 @@ pub(super) struct Pull {
     pub(super) state: PullState,
     /// Its place in line among the pulls of all jobs.
     pub(super) ordinal: u64,
-    /// Its message in the task stream while `Active`; 0 until the broker has said so.
+    /// Its message in the task stream while `Active`, or a sequence before it until the broker has
+    /// said which it is.
     pub(super) sequence: u64,
 }
 

@@ -87,7 +87,6 @@ impl Leader {
         let Loaded {
             state,
             revisions,
-            last_task,
             events,
             markers,
         } = loaded;
@@ -106,7 +105,7 @@ impl Leader {
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
         let sources = listen(&bus, events, &sender).await.map_err(Ended)?;
-        let performer = Performer::new(bus, (revisions, last_task), resolver, sender).await;
+        let performer = Performer::new(bus, revisions, resolver, sender).await;
         let mut leader = Self {
             clock,
             state,

@@ -22,8 +22,6 @@ pub(super) struct Loaded {
     pub(super) state: Dispatcher,
     /// The revision of each job's record, for compare-and-set.
     pub(super) revisions: HashMap<JobName, u64>,
-    /// The newest sequence in the task stream.
-    pub(super) last_task: u64,
     /// The events from here on.
     pub(super) events: Reading,
     /// Keys of records that were deleted and whose markers can go.
@@ -60,7 +58,6 @@ pub(super) async fn load(
             None => markers.extend(entry.marker()),
         }
     }
-    let last_task = newest(bus, &bus.subjects.tasks_stream()).await?;
     let tasks = (bus.subjects.tasks_stream(), bus.subjects.tasks());
     bus.read_all(&tasks.0, tasks.1, DeliverPolicy::All, |message| {
         if let Some(input) = released(bus, &message) {
@@ -94,7 +91,6 @@ pub(super) async fn load(
     Ok(Loaded {
         state,
         revisions,
-        last_task,
         events,
         markers,
     })

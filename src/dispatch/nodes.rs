@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::fleet::{Node, NodeId};
 use super::input::{Effect, ReplyToken};
 use super::job::PullState;
-use super::slots::{JobId, Resource};
+use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
 use super::timers::Timer;
 use crate::domain::name::NodeName;
@@ -40,9 +40,16 @@ impl Dispatcher {
             consumer_lost,
         } = registration;
         facts.capacity = facts.capacity.clamp(1, MAX_CAPACITY);
-        let known = self.fleet.id(&name);
-        let (id, changed) = match known {
-            Some(id) => (id, self.update_node(now, id, instance, facts)),
+        let mut freed = Vec::new();
+        let (id, changed) = match self.fleet.id(&name) {
+            Some(id) => {
+                let zone_before = self.zone_of(id);
+                let changed = self.update_node(now, id, instance, facts);
+                if self.zone_of(id) != zone_before {
+                    freed = self.change_zone(id, zone_before);
+                }
+                (id, changed)
+            }
             None => {
                 let node = Node {
                     name: name.clone(),
@@ -72,7 +79,8 @@ impl Dispatcher {
         if changed {
             self.match_jobs(now, id, effects);
         }
-        self.refill(now, &[Resource::Node(id)], effects);
+        freed.push(Resource::Node(id));
+        self.refill(now, &freed, effects);
     }
 
     /// Takes over what a worker says of a known node; says whether its record has to be written.
@@ -83,26 +91,47 @@ impl Dispatcher {
         instance: String,
         facts: crate::domain::node::NodeFacts,
     ) -> bool {
-        let zone = |node: &Node| node.zone().map(str::to_owned);
         let Some(node) = self.fleet.get_mut(id) else {
             return false;
         };
-        let zone_before = zone(node);
         node.last_heard = now;
         let changed = node.facts != facts || node.instance != instance || node.is_absent();
-        let active: Vec<_> = node.active_pulls(id).collect();
         node.instance = instance;
         node.facts = facts;
-        let zone_after = zone(node);
-        if zone_before != zone_after {
-            let before = zone_before.and_then(|zone| self.zone_resource(&zone));
-            let after = zone_after.and_then(|zone| self.zone_resource(&zone));
-            for _ in active {
-                self.slots.give_back(before.as_slice());
-                self.slots.take(after.as_slice());
+        changed
+    }
+
+    /// Moves what the node holds from one zone's slots to the other's, and what waits for the old
+    /// zone back to its job. Says what has to be looked at again.
+    fn change_zone(&mut self, id: NodeId, before: Option<Resource>) -> Vec<Resource> {
+        let after = self.zone_of(id);
+        let holds = self.fleet.get(id).map_or(0, |node| node.active.len());
+        for _ in 0..holds {
+            self.slots.give_back(before.as_slice());
+            self.slots.take(after.as_slice());
+        }
+        let mut again = Vec::new();
+        for job in self.jobs.keys().copied().collect::<Vec<_>>() {
+            let pulls = self.jobs.get(&job).and_then(|job| job.pulls.get(&id));
+            let waits = |pull: &super::job::Pull| match pull.state {
+                PullState::Pending(resource) => Some(resource) == before,
+                _ => false,
+            };
+            let waiting: Vec<bool> = pulls.into_iter().flatten().map(waits).collect();
+            for image in (0u8..)
+                .zip(waiting)
+                .filter_map(|(image, waits)| waits.then_some(image))
+            {
+                self.wait_at_job(PullIndex {
+                    job,
+                    node: id,
+                    image,
+                });
+                again.push(Resource::Job(job));
             }
         }
-        changed
+        again.extend(before);
+        again
     }
 
     fn put_node(&self, id: NodeId, effects: &mut Vec<Effect>) {
@@ -134,13 +163,13 @@ impl Dispatcher {
         });
     }
 
-    /// The first message a new consumer of this node has to deliver.
-    fn oldest_unfinished(&self, id: NodeId) -> Option<u64> {
-        let node = self.fleet.get(id)?;
-        let sequence = |(job, image): &(JobId, u8)| {
-            Some(self.jobs.get(job)?.pull(id, *image)?.sequence).filter(|sequence| *sequence > 0)
-        };
-        node.active.iter().filter_map(sequence).min()
+    /// Where a new consumer of this node begins: no unfinished pull of it was stored before.
+    fn oldest_unfinished(&self, id: NodeId) -> u64 {
+        let sequence =
+            |(job, image): &(JobId, u8)| Some(self.jobs.get(job)?.pull(id, *image)?.sequence);
+        let active = self.fleet.get(id).map(|node| node.active.iter());
+        let sequences = active.into_iter().flatten().filter_map(sequence);
+        sequences.fold(self.last_task + 1, u64::min)
     }
 
     pub(super) fn update_node_limit(&mut self, id: NodeId) {

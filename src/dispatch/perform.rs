@@ -67,7 +67,6 @@ pub(super) struct Performer {
     bus: Bus,
     tasks: Stream<()>,
     revisions: HashMap<JobName, u64>,
-    last_task: u64,
     unconfirmed: Vec<Unconfirmed>,
     pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
     pub(super) requests: HashMap<u64, Box<Acker>>,
@@ -81,7 +80,7 @@ pub(super) struct Performer {
 impl Performer {
     pub(super) async fn new(
         bus: Bus,
-        (revisions, last_task): (HashMap<JobName, u64>, u64),
+        revisions: HashMap<JobName, u64>,
         resolver: Resolver,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Done<Self> {
@@ -94,7 +93,6 @@ impl Performer {
             bus,
             tasks,
             revisions,
-            last_task,
             unconfirmed: Vec::new(),
             replies: HashMap::new(),
             requests: HashMap::new(),
@@ -154,7 +152,6 @@ impl Performer {
             } => {
                 if let Some(reply) = self.replies.remove(&reply) {
                     // Made aside: what is released meanwhile lies after its start.
-                    let start = start.unwrap_or(self.last_task + 1);
                     self.welcomer
                         .welcome(&mut self.background, node, remake, start, reply);
                 }
@@ -178,7 +175,6 @@ impl Performer {
                     let ack = ack.await.map_err(|error| {
                         PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
                     })?;
-                    self.last_task = self.last_task.max(ack.sequence);
                     known.push(Input::Released {
                         key,
                         run,

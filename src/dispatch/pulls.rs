@@ -24,13 +24,20 @@ fn intern(names: &mut std::collections::BTreeMap<Box<str>, u32>, name: &str) -> 
 }
 
 impl Dispatcher {
-    pub(super) fn zone_resource(&mut self, zone: &str) -> Option<Resource> {
+    fn zone_resource(&mut self, zone: &str) -> Option<Resource> {
         let limit = self.settings.zone_limit?;
         let (id, is_new) = intern(&mut self.zones, zone);
         if is_new {
             self.slots.set_limit(Resource::Zone(id), limit);
         }
         Some(Resource::Zone(id))
+    }
+
+    /// The slots of the zone the node is in, if zones are limited.
+    pub(super) fn zone_of(&mut self, node: NodeId) -> Option<Resource> {
+        self.settings.zone_limit?;
+        let zone = self.fleet.get(node)?.zone()?.to_owned();
+        self.zone_resource(&zone)
     }
 
     fn host_resource(&mut self, host: &str) -> Option<Resource> {
@@ -54,14 +61,7 @@ impl Dispatcher {
             let host = image.map(|image| image.registry().to_owned());
             needs.extend(host.and_then(|host| self.host_resource(&host)));
         }
-        if self.settings.zone_limit.is_some() {
-            let zone = self
-                .fleet
-                .get(pull.node)
-                .and_then(|node| node.zone())
-                .map(str::to_owned);
-            needs.extend(zone.and_then(|zone| self.zone_resource(&zone)));
-        }
+        needs.extend(self.zone_of(pull.node));
         needs
     }
 
@@ -85,6 +85,8 @@ impl Dispatcher {
         }
         let resource = Resource::Job(id);
         let pending = PullState::Pending(resource);
+        // A job that was idle does not get the turns that it did not use.
+        job.next_ordinal = job.next_ordinal.max(self.virtual_time);
         let mut pulls = Vec::with_capacity(job.spec.images.len());
         for image in 0..job.spec.images.len() {
             let ordinal = job.next_ordinal;
@@ -281,11 +283,15 @@ impl Dispatcher {
     /// Notes that a pull is out; its slots are taken by the caller.
     pub(super) fn activate(&mut self, pull: PullIndex) {
         self.set_state(pull, PullState::Active);
+        let not_before = self.last_task + 1;
         if let Some(node) = self.fleet.get_mut(pull.node) {
             node.active.insert((pull.job, pull.image));
         }
         if let Some(job) = self.jobs.get_mut(&pull.job) {
             job.has_messages = true;
+            if let Some(pull) = job.pull_mut(pull.node, pull.image) {
+                pull.sequence = not_before;
+            }
         }
     }
 
@@ -309,6 +315,19 @@ impl Dispatcher {
             labels: job.spec.sandbox_config.labels.clone(),
             annotations: job.spec.sandbox_config.annotations.clone(),
         })
+    }
+
+    /// Lets a pending pull wait at its job, whatever it waits at.
+    pub(super) fn wait_at_job(&mut self, pull: PullIndex) {
+        let Some(PullState::Pending(before)) = self.state_of(pull) else {
+            return;
+        };
+        let resource = Resource::Job(pull.job);
+        if let Some(turn) = self.turn(pull) {
+            self.slots.leave(before, &turn);
+            self.slots.wait(resource, turn);
+        }
+        self.set_state(pull, PullState::Pending(resource));
     }
 
     /// Takes a released pull back: it waits again, at its job. The caller withdraws the message.

@@ -5,6 +5,7 @@
 //! pending pull waits at its job, whose limit is zero.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::fleet::Node;
 use super::input::Effect;
@@ -16,6 +17,11 @@ use crate::wire::event::JobEventKind;
 use crate::wire::record::{JobRecord, NodeRecord};
 use crate::wire::subject::PullKey;
 use crate::wire::task::Run;
+
+/// How long the event of a fact can be relied on to be found, if it was told: a day less than the
+/// event stream keeps it. An older fact is not told again, or every takeover would tell the end of
+/// every job of the past.
+const TOLD_FOR: Duration = Duration::from_secs(6 * 24 * 60 * 60);
 
 impl Dispatcher {
     /// A node that was there gets the whole silence before it counts as gone: the dispatcher was
@@ -52,6 +58,7 @@ impl Dispatcher {
     }
 
     pub(super) fn released(&mut self, key: PullKey, run: &Run, sequence: u64) {
+        self.last_task = self.last_task.max(sequence);
         let pull = self.find(&key, run);
         if let Some(pull) = pull.filter(|_| !self.leading)
             && let Some(state @ PullState::Pending(_)) = self.state_of(pull)
@@ -122,7 +129,8 @@ impl Dispatcher {
         }
     }
 
-    /// The dispatcher before may have stopped between a record and its event.
+    /// The dispatcher before may have stopped between a record and its event. What a request caused
+    /// is told again when the request comes again.
     fn tell_what_is_missing(&self, now: Timestamp, id: JobId, effects: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get(&id) else {
             return;
@@ -139,17 +147,12 @@ impl Dispatcher {
             job.round_completed_at.map(|_| JobEventKind::RoundCompleted),
             ended,
         ];
-        // `accepted` has the sequence of the last request in its id, and a pause or resume may have
-        // come after it; it is told again only when none was told at all.
-        if !self
-            .told
-            .contains_key(&(job.name.clone(), JobEventKind::Accepted))
-        {
-            self.tell_job(now, id, JobEventKind::Accepted, effects);
-        }
         for kind in facts.into_iter().flatten() {
             let told = self.told.get(&(job.name.clone(), kind));
-            if told != Some(&job.event_id(kind)) {
+            let may_be_kept = job
+                .event_time(kind)
+                .is_some_and(|time| now.since(time) < TOLD_FOR);
+            if may_be_kept && told != Some(&job.event_id(kind)) {
                 self.tell_job(now, id, kind, effects);
             }
         }

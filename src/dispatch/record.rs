@@ -83,7 +83,7 @@ impl Job {
         }
     }
 
-    fn event_time(&self, kind: JobEventKind) -> Option<Timestamp> {
+    pub(super) fn event_time(&self, kind: JobEventKind) -> Option<Timestamp> {
         match kind {
             JobEventKind::Started => self.started_at,
             JobEventKind::Completed | JobEventKind::Cancelled => self.completed_at,
@@ -137,15 +137,18 @@ impl Job {
             return self.final_failures.clone();
         }
         let group = |(kind, failures): (&_, &super::job::Failures)| {
-            let mut nodes: Vec<_> = failures.pulls.keys().map(|(node, _)| *node).collect();
-            nodes.dedup();
-            let names = nodes
-                .iter()
-                .filter_map(|node| Some(fleet.get(*node)?.name.clone()));
+            let name = |(node, _): &(_, u8)| Some(&fleet.get(*node)?.name);
+            let mut names: Vec<_> = failures.pulls.keys().filter_map(name).collect();
+            names.sort_unstable();
+            names.dedup();
             FailureGroup {
                 kind: *kind,
                 pulls: u32::try_from(failures.pulls.len()).unwrap_or(u32::MAX),
-                nodes: names.take(MAX_NODES_PER_GROUP).collect(),
+                nodes: names
+                    .into_iter()
+                    .take(MAX_NODES_PER_GROUP)
+                    .cloned()
+                    .collect(),
                 message: failures.message.clone(),
             }
         };

@@ -1,8 +1,10 @@
 //! What users ask: new jobs, edits, another run, cancel, delete, pause, resume.
 //!
-//! Each request is applied once: the record keeps the sequence of the last one, and a repeat (the
-//! dispatcher stopped between writing the record and acknowledging the message) is only
-//! acknowledged.
+//! Each request is applied once: the record keeps the sequence of the last one. A repeat (the
+//! dispatcher stopped between writing the record and acknowledging the message) changes nothing; it
+//! only tells again, under the same id, what may not have been told. This rests on requests being
+//! taken strictly one after the other, in their order: a submission that is delivered again after
+//! the request that deleted its job would make the job anew.
 
 use super::input::{Effect, Pause, Request};
 use super::job::{Job, PullState, Stage};
@@ -67,7 +69,10 @@ impl Dispatcher {
                 return Err((submission.name, message));
             }
             None => self.create(now, submission, sequence, effects),
-            Some((_, applied, _)) if sequence <= applied => {}
+            Some((id, applied, _)) if sequence == applied => {
+                self.tell_job(now, id, JobEventKind::Accepted, effects);
+            }
+            Some((_, applied, _)) if sequence < applied => {}
             Some((id, _, true)) => self.run_again(now, id, submission, sequence, effects),
             Some((id, _, false)) => self.edit(now, id, submission, sequence, effects),
         }
@@ -283,7 +288,8 @@ impl Dispatcher {
         sequence: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<(), (JobName, String)> {
-        let Some(id) = self.target(name, sequence)? else {
+        // Deleting what is not there is done already: perhaps by this very request.
+        let Ok(Some(id)) = self.target(name, sequence) else {
             return Ok(());
         };
         // The record that says "cancelled" keeps the sequence before this one: if this dispatcher
@@ -303,6 +309,16 @@ impl Dispatcher {
         sequence: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<(), (JobName, String)> {
+        let kind = match pause {
+            Pause::Pause => JobEventKind::Paused,
+            Pause::Resume => JobEventKind::Resumed,
+        };
+        if let Some((id, job)) = self.job(name)
+            && job.request_sequence == sequence
+        {
+            self.tell_job(now, id, kind, effects);
+            return Ok(());
+        }
         let Some(id) = self.running_target(name, sequence)? else {
             return Ok(());
         };
@@ -310,10 +326,6 @@ impl Dispatcher {
             job.paused = pause == Pause::Pause;
         }
         self.put_record(id, effects);
-        let kind = match pause {
-            Pause::Pause => JobEventKind::Paused,
-            Pause::Resume => JobEventKind::Resumed,
-        };
         self.tell_job(now, id, kind, effects);
         self.update_job_limit(id);
         self.arm_job_timers(id);

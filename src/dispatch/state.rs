@@ -61,6 +61,8 @@ pub struct Dispatcher {
     pub(super) virtual_time: u64,
     /// The sequence of the newest event seen in the event stream.
     pub(super) last_event: u64,
+    /// The sequence of the newest message known to be in the task stream.
+    pub(super) last_task: u64,
     /// While reading back: tasks of runs that are over.
     pub(super) stale: Vec<PullKey>,
     /// While reading back: the last event told of each job and kind.

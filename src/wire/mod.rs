@@ -3,6 +3,7 @@
 //! Everything here is pure. A message that parses is checked as a whole; what cannot be read becomes
 //! a list of problems with their places, never a panic. `schemas/` is generated from these types.
 
+pub mod api;
 pub mod command;
 pub mod event;
 pub mod manifest;

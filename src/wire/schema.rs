@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde::Serialize;
 
+use super::api::{Description, Jobs, Named, Nodes, Page, Stored};
 use super::command::JobCommand;
 use super::event::{Event, JobEvent, NodeEvent, TaskEvent};
 use super::record::{JobRecord, NodeRecord};
@@ -53,6 +54,12 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("heartbeat", of::<Heartbeat>()),
         ("revocation", of::<Revocation>()),
         ("progress", of::<ProgressMessage>()),
+        ("api-stored", of::<Stored>()),
+        ("api-named", of::<Named>()),
+        ("api-page", of::<Page>()),
+        ("api-jobs", of::<Jobs>()),
+        ("api-nodes", of::<Nodes>()),
+        ("api-description", of::<Description>()),
     ]
 }
 

@@ -8,4 +8,28 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+/// Runs a test on every supported generation of nats-server.
+macro_rules! on_every_generation {
+    ($($test:ident),+ $(,)?) => {$(
+        mod $test {
+            use crate::support::nats::NatsVersion;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nats_2_10() {
+                super::$test(NatsVersion::V2_10).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn nats_2_15() {
+                super::$test(NatsVersion::V2_15).await;
+            }
+        }
+    )+};
+}
+
+mod api;
+mod cell;
 mod dispatcher;
+mod pull;
+mod worker;
+mod worker_cell;

@@ -89,6 +89,9 @@ impl Fetcher<'_> {
                 Opened::Present => break,
                 Opened::Locked => self.follow(&reference, blob, &turn).await?,
                 Opened::Ours(ingest) => {
+                    if at_hand.is_none() {
+                        self.count(|traffic| traffic.present += ingest.offset);
+                    }
                     let mut labels = extra;
                     labels.extend([labels::distribution_source(self.image)]);
                     match at_hand {

@@ -30,10 +30,19 @@ pub(super) fn gc_snapshot(snapshotter: &str) -> String {
     format!("containerd.io/gc.ref.snapshot.{snapshotter}")
 }
 
-/// Where content came from, so that a push to the same registry may mount it.
+/// Where content came from, so that a push to the same registry may mount it: the host's name without
+/// the port (`core/remotes/docker/handler.go`).
 pub(super) fn distribution_source(image: &ImageRef) -> (String, String) {
+    let registry = image.registry();
+    let host = match registry
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+    {
+        Some((address, _)) => address,
+        None => registry.split_once(':').map_or(registry, |(host, _)| host),
+    };
     (
-        format!("containerd.io/distribution.source.{}", image.registry()),
+        format!("containerd.io/distribution.source.{host}"),
         image.repository().to_owned(),
     )
 }

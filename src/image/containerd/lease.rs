@@ -2,11 +2,13 @@
 //!
 //! containerd cannot prolong a lease. So a lease is made for longer than any attempt takes; what a
 //! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds
-//! ends every lease for the same target, which are those of attempts that crashed: with the image
-//! named, nobody needs them.
+//! ends the leases for the same target that no pull of this process holds, which are those of
+//! attempts that crashed. Should a second worker run beside this one, its pull of the same target
+//! fails at its next step, since containerd refuses what comes under a lease that is gone, and finds
+//! the image there when it is tried again.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
@@ -43,8 +45,12 @@ pub(super) enum Ending {
     GivenUp,
 }
 
+/// Ids of the leases that pulls of this process hold.
+pub(super) type HeldLeases = Mutex<HashSet<String>>;
+
 /// A lease that exists.
-pub(super) struct Lease {
+pub(super) struct Lease<'a> {
+    held: &'a HeldLeases,
     /// Makes requests under the lease.
     pub(super) client: Client,
     id: String,
@@ -54,19 +60,24 @@ pub(super) struct Lease {
     unpacking: Mutex<BTreeSet<String>>,
 }
 
-impl Lease {
+impl<'a> Lease<'a> {
     pub(super) async fn create(
         client: &Client,
+        held: &'a HeldLeases,
         target: &Digest,
         snapshotter: &str,
     ) -> Result<Self, Failure> {
-        let id = create(client, target, LIFETIME)
-            .await
-            .map_err(|status| client.failure("making a lease", &status))?;
+        let id = new_id();
+        lock(held).insert(id.clone());
+        if let Err(status) = create(client, &id, target, LIFETIME).await {
+            lock(held).remove(&id);
+            return Err(client.failure("making a lease", &status));
+        }
         let value: MetadataValue<Ascii> = id
             .parse()
             .map_err(|_| Failure::new(FailureKind::Internal, format!("{id:?} is no lease id")))?;
         Ok(Self {
+            held,
             client: client.with_lease(value),
             id,
             target: target.clone(),
@@ -77,20 +88,12 @@ impl Lease {
 
     /// Notes a snapshot that has to be removed unless it is [`committed`](Self::committed).
     pub(super) fn unpacking(&self, key: &str) {
-        let mut keys = self
-            .unpacking
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        keys.insert(key.to_owned());
+        lock(&self.unpacking).insert(key.to_owned());
     }
 
     /// Notes that there is no such snapshot any more.
     pub(super) fn committed(&self, key: &str) {
-        let mut keys = self
-            .unpacking
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        keys.remove(key);
+        lock(&self.unpacking).remove(key);
     }
 
     /// Removes a snapshot that was being unpacked.
@@ -111,12 +114,7 @@ impl Lease {
 
     /// Ends the lease. What goes wrong is only logged: the lease ends by itself in the end.
     pub(super) async fn end(self, ending: Ending) {
-        let keys = std::mem::take(
-            &mut *self
-                .unpacking
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let keys = std::mem::take(&mut *lock(&self.unpacking));
         for key in keys {
             self.remove(&key).await;
         }
@@ -129,21 +127,19 @@ impl Lease {
         if let Err(status) = ended {
             tracing::warn!(lease = self.id, %status, "a lease was not ended; it ends by itself");
         }
+        lock(self.held).remove(&self.id);
     }
 
     async fn end_all(&self) -> Result<(), Status> {
         let filters = vec![format!("labels.\"{TARGET}\"==\"{}\"", self.target)];
         let request = self.client.request(ListRequest { filters });
         let answer = Client::call(self.client.leases().list(request)).await?;
-        let others: Vec<_> = answer
-            .leases
-            .into_iter()
-            .filter(|lease| lease.id != self.id)
-            .collect();
         delete(&self.client, &self.id, false).await?;
-        for other in others {
-            // A crashed attempt may have left half a snapshot, so its lease goes with a collection.
-            delete(&self.client, &other.id, true).await?;
+        for lease in answer.leases {
+            if !lock(self.held).contains(&lease.id) {
+                // It may hold half a snapshot, so it goes with a collection.
+                delete(&self.client, &lease.id, true).await?;
+            }
         }
         Ok(())
     }
@@ -157,7 +153,8 @@ impl Lease {
         let held = Client::call(leases.list_resources(self.client.request(request)))
             .await?
             .resources;
-        let kept = create(&self.client, &self.target, RESUME_LIFETIME).await?;
+        let kept = new_id();
+        create(&self.client, &kept, &self.target, RESUME_LIFETIME).await?;
         for resource in held {
             if resource.id.starts_with(UNPACK_KEY_PREFIX) {
                 continue;
@@ -172,7 +169,20 @@ impl Lease {
     }
 }
 
-async fn create(client: &Client, target: &Digest, lifetime: Duration) -> Result<String, Status> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn new_id() -> String {
+    format!("prewarm-{:032x}", rand::random::<u128>())
+}
+
+async fn create(
+    client: &Client,
+    id: &str,
+    target: &Digest,
+    lifetime: Duration,
+) -> Result<(), Status> {
     let expires = jiff::Timestamp::now()
         .checked_add(lifetime)
         .unwrap_or(jiff::Timestamp::MAX);
@@ -180,13 +190,13 @@ async fn create(client: &Client, target: &Digest, lifetime: Duration) -> Result<
         (GC_EXPIRE.to_owned(), format!("{expires:.0}")),
         (TARGET.to_owned(), target.to_string()),
     ]);
-    let id = format!("prewarm-{:032x}", rand::random::<u128>());
     let request = client.request(CreateRequest {
-        id: id.clone(),
+        id: id.to_owned(),
         labels,
     });
-    Client::call(client.leases().create(request)).await?;
-    Ok(id)
+    Client::call(client.leases().create(request))
+        .await
+        .map(drop)
 }
 
 async fn delete(client: &Client, id: &str, sync: bool) -> Result<(), Status> {

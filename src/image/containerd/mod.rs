@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::client::Client;
 use self::flights::Flights;
+use self::lease::HeldLeases;
 use super::registry::Registry;
 use super::size::DiskReserve;
 use super::{ProgressSink, PullReport, PullRequest, RuntimeInfo};
@@ -59,6 +60,7 @@ struct Shared {
     min_free_disk: DiskReserve,
     blobs: Flights,
     snapshots: Flights,
+    leases: HeldLeases,
 }
 
 impl fmt::Debug for Containerd {
@@ -84,6 +86,7 @@ impl Containerd {
             min_free_disk: config.min_free_disk,
             blobs: Flights::default(),
             snapshots: Flights::default(),
+            leases: HeldLeases::default(),
         })))
     }
 

@@ -96,7 +96,7 @@ pub(super) async fn run(
         }
     };
     let target = &plan.image.target().digest;
-    let lease = Lease::create(&shared.client, target, &shared.snapshotter).await?;
+    let lease = Lease::create(&shared.client, &shared.leases, target, &shared.snapshotter).await?;
     let (done, ending) = stop
         .or(perform(shared, &request, &plan, &lease, &meter))
         .await;
@@ -175,7 +175,7 @@ async fn perform(
     shared: &Shared,
     request: &PullRequest,
     plan: &Plan,
-    lease: &Lease,
+    lease: &Lease<'_>,
     meter: &Meter,
 ) -> Result<PullReport, Failure> {
     let image = &plan.image;
@@ -253,7 +253,7 @@ async fn fetch(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
 }
 
 async fn read_config(
-    lease: &Lease,
+    lease: &Lease<'_>,
     request: &PullRequest,
     image: &Image,
 ) -> Result<ImageConfig, Failure> {

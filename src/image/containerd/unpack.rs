@@ -23,7 +23,7 @@ const MAX_PREPARES: u32 = 3;
 /// Unpacks the layers that have no snapshot yet, and has the configuration keep the result.
 pub(super) async fn unpack(
     shared: &Shared,
-    lease: &Lease,
+    lease: &Lease<'_>,
     manifest: &Manifest,
     config: &ImageConfig,
 ) -> Result<(), Failure> {
@@ -75,7 +75,7 @@ pub(super) async fn has_snapshot(
 /// One layer on top of its parent.
 struct Step<'a> {
     shared: &'a Shared,
-    lease: &'a Lease,
+    lease: &'a Lease<'a>,
     layer: &'a Descriptor,
     diff_id: &'a Digest,
     chain_id: &'a Digest,

@@ -287,3 +287,7 @@ impl Authorizer {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "auth_tests.rs"]
+mod tests;

@@ -1,25 +1,22 @@
 //! One repository and its endpoints: resolve, manifest, blob (OCI distribution spec 1.1, "Pull").
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
-    HeaderValue, RANGE,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue,
+    RANGE,
 };
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode};
 
-use super::auth::Authorizer;
 use super::credentials::Keychain;
-use super::hosts::{self, Host, Transport};
-use super::{MAX_MANIFEST_BYTES, Shared, challenge, failure, http, manifest};
+use super::endpoint::{Endpoint, refusal};
+use super::{MAX_MANIFEST_BYTES, Shared, failure, hosts, http, manifest};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef};
 
-/// Most that is read of the body of an error, in bytes.
-const MAX_ERROR_BYTES: u64 = 16 << 10;
 const CONTENT_DIGEST: &str = "docker-content-digest";
 
 /// What a tag means, or a digest turned out to be.
@@ -55,17 +52,9 @@ pub struct Blob {
 /// An image's repository, and where it is to be had.
 pub struct Repository {
     registry: String,
-    repository: String,
     endpoints: Vec<Endpoint>,
-    shared: Arc<Shared>,
     /// What is wrong with the node's credentials, to be said when they are refused.
     credential_problems: Vec<String>,
-}
-
-struct Endpoint {
-    host: Host,
-    client: reqwest::Client,
-    authorizer: Authorizer,
 }
 
 /// What the endpoints answered so far.
@@ -87,7 +76,7 @@ pub(super) async fn open(
     pull_secrets: &[String],
 ) -> Result<Repository, Failure> {
     let config = &shared.config;
-    let (registry, repository) = (image.registry(), image.repository());
+    let registry = image.registry();
     let (hosts, problem) = hosts::load(&config.hosts_dirs, registry);
     if let Some(error) = problem {
         tracing::warn!(%error, "going on without this file, as containerd does");
@@ -99,33 +88,11 @@ pub(super) async fn open(
     );
     let mut endpoints = Vec::with_capacity(hosts.len());
     for host in hosts.into_iter().filter(|host| host.can_pull) {
-        let client = shared.transports.client(&host).map_err(|error| {
-            Failure::new(
-                FailureKind::RegistryUnavailable,
-                format!("the node's settings for {}: {error}", host.authority),
-            )
-        })?;
-        let candidates = keychain
-            .candidates(&host.authority, !host.is_proxy, registry, repository)
-            .await;
-        let authorizer = Authorizer::new(
-            shared.cache.clone(),
-            client.clone(),
-            (host.authority.clone(), repository.to_owned()),
-            host.transport != Transport::Https,
-            candidates,
-        );
-        endpoints.push(Endpoint {
-            host,
-            client,
-            authorizer,
-        });
+        endpoints.push(Endpoint::new(shared, host, image, &keychain).await?);
     }
     Ok(Repository {
         registry: registry.to_owned(),
-        repository: repository.to_owned(),
         endpoints,
-        shared: shared.clone(),
         credential_problems: keychain.missing,
     })
 }
@@ -153,8 +120,8 @@ impl Repository {
 
     async fn resolve_at(&self, endpoint: &Endpoint, name: &str) -> Result<Resolved, Failure> {
         let path = format!("manifests/{name}");
-        let response = self
-            .request(endpoint, Method::HEAD, &path, accept_manifests())
+        let response = endpoint
+            .request(Method::HEAD, &path, accept_manifests())
             .await?;
         let headers = response.headers();
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -163,6 +130,15 @@ impl Repository {
         if response.status().is_success()
             && let (Some(digest), Some(size)) = (digest, size)
         {
+            if name.contains(':') && digest.as_str() != name {
+                return Err(Failure::new(
+                    FailureKind::DigestMismatch,
+                    format!(
+                        "{} answers with {digest} where {name} was asked for",
+                        endpoint.host.authority
+                    ),
+                ));
+            }
             let media_type = media_type(headers);
             return Ok(Resolved {
                 digest,
@@ -172,7 +148,7 @@ impl Repository {
         }
         if response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error()
         {
-            return Err(refusal(response, &self.what(endpoint, &Method::HEAD, &path)).await);
+            return Err(refusal(response, &endpoint.what(&Method::HEAD, &path)).await);
         }
         // Some registries do not know the method, or leave out the digest; and only the refusal of a
         // GET says why.
@@ -218,10 +194,10 @@ impl Repository {
         name: &str,
     ) -> Result<(String, Bytes), Failure> {
         let path = format!("manifests/{name}");
-        let response = self
-            .request(endpoint, Method::GET, &path, accept_manifests())
+        let response = endpoint
+            .request(Method::GET, &path, accept_manifests())
             .await?;
-        let what = self.what(endpoint, &Method::GET, &path);
+        let what = endpoint.what(&Method::GET, &path);
         if !response.status().is_success() {
             return Err(refusal(response, &what).await);
         }
@@ -271,7 +247,7 @@ impl Repository {
         offset: u64,
     ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
         let path = format!("blobs/{digest}");
-        let what = self.what(endpoint, &Method::GET, &path);
+        let what = endpoint.what(&Method::GET, &path);
         let mut headers = HeaderMap::new();
         // A proxy that compresses on the way would make the bytes others than the digest's.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -280,7 +256,7 @@ impl Repository {
         {
             headers.insert(RANGE, range);
         }
-        let response = self.request(endpoint, Method::GET, &path, headers).await?;
+        let response = endpoint.request(Method::GET, &path, headers).await?;
         let skip = match response.status() {
             StatusCode::OK => {
                 same_size(content_length(&response), size, &what)?;
@@ -345,119 +321,6 @@ impl Repository {
         }
         failure
     }
-
-    /// Sends a request with the proof the endpoint wants. Statuses other than a refusal of the proof
-    /// are the caller's.
-    async fn request(
-        &self,
-        endpoint: &Endpoint,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-    ) -> Result<Response, Failure> {
-        let what = self.what(endpoint, &method, path);
-        // Ends because every refusal of a fresh proof uses up one of the credentials.
-        loop {
-            let proof = endpoint.authorizer.proof().await?;
-            let mut headers = headers.clone();
-            headers.extend(endpoint.host.headers.clone());
-            if let Some(header) = &proof.header {
-                headers.insert(AUTHORIZATION, header.clone());
-            }
-            let (response, asked) = self.send(endpoint, &method, path, headers, &what).await?;
-            let status = response.status();
-            let wants_proof = status == StatusCode::UNAUTHORIZED
-                || (status == StatusCode::FORBIDDEN && proof.header.is_some());
-            // A 401 of the store that the registry redirected to is not the registry's.
-            if !wants_proof || response.url().origin() != asked.origin() {
-                return Ok(response);
-            }
-            let wanted = challenge::choose(response.headers());
-            match endpoint.authorizer.refused(&proof, wanted).await {
-                Ok(()) => {}
-                Err(Some(failure)) => return Err(failure),
-                Err(None) => return Err(refusal(response, &what).await),
-            }
-        }
-    }
-
-    async fn send(
-        &self,
-        endpoint: &Endpoint,
-        method: &Method,
-        path: &str,
-        headers: HeaderMap,
-        what: &str,
-    ) -> Result<(Response, Url), Failure> {
-        let host = &endpoint.host;
-        let plain_known = || {
-            let plain = self
-                .shared
-                .plain
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            plain.contains(&host.authority)
-        };
-        let mut plain = match host.transport {
-            Transport::Http => true,
-            Transport::Https => false,
-            Transport::HttpsThenHttp => plain_known(),
-        };
-        loop {
-            let url = self.url(host, plain, path)?;
-            let (client, headers) = (&endpoint.client, headers.clone());
-            match http::send(client, method.clone(), url.clone(), headers, what).await {
-                Ok(response) => return Ok((response, url)),
-                Err(http::SendError::Redirect(failure)) => return Err(failure),
-                Err(http::SendError::Transport(error))
-                    if !plain
-                        && host.transport == Transport::HttpsThenHttp
-                        && failure::is_not_tls(&error) =>
-                {
-                    plain = true;
-                    let mut known = self
-                        .shared
-                        .plain
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    known.insert(host.authority.clone());
-                }
-                Err(http::SendError::Transport(error)) => {
-                    return Err(failure::of_transport(error, what));
-                }
-            }
-        }
-    }
-
-    fn url(&self, host: &Host, plain: bool, path: &str) -> Result<Url, Failure> {
-        let scheme = if plain { "http" } else { "https" };
-        let text = format!(
-            "{scheme}://{}{}/{}/{path}",
-            host.authority, host.path, self.repository
-        );
-        let mut url = Url::parse(&text).map_err(|error| {
-            Failure::new(FailureKind::InvalidReference, format!("{text}: {error}"))
-        })?;
-        if host.is_proxy {
-            url.query_pairs_mut().append_pair("ns", &self.registry);
-        }
-        Ok(url)
-    }
-
-    fn what(&self, endpoint: &Endpoint, method: &Method, path: &str) -> String {
-        format!(
-            "{method} {}/{}/{path}",
-            endpoint.host.authority, self.repository
-        )
-    }
-}
-
-async fn refusal(response: Response, what: &str) -> Failure {
-    let (status, headers) = (response.status(), response.headers().clone());
-    let body = http::read_bounded(response, MAX_ERROR_BYTES, what)
-        .await
-        .unwrap_or_default();
-    failure::of_status(status, &headers, &body, what)
 }
 
 fn accept_manifests() -> HeaderMap {
@@ -521,3 +384,7 @@ fn skipping(
         futures::future::ready(kept)
     })
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -54,12 +54,21 @@ pub(super) async fn get(helper: &str, server: &str) -> Result<Option<Credential>
     if helper.is_empty() || !helper.chars().all(is_name) {
         return Err(HelperError::Name(helper.to_owned()));
     }
+    let program = Command::new(format!("docker-credential-{helper}"));
+    ask(program, helper, server).await
+}
+
+async fn ask(
+    mut program: Command,
+    helper: &str,
+    server: &str,
+) -> Result<Option<Credential>, HelperError> {
     let failed = |source| HelperError::Run {
         helper: helper.to_owned(),
         source,
     };
     let run = async {
-        let mut child = Command::new(format!("docker-credential-{helper}"))
+        let mut child = program
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -103,4 +112,46 @@ pub(super) async fn get(helper: &str, server: &str) -> Result<Option<Credential>
             password: secret,
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a helper that runs this script, with `get` as its name.
+    async fn answer(script: &str) -> Result<Option<Credential>, HelperError> {
+        let mut program = Command::new("sh");
+        program.args(["-c", script]);
+        ask(program, "test", "https://a.io").await
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_told_the_server_and_gives_a_credential() {
+        let script = r#"read server || true; printf '{"ServerURL":"x","Username":"%s-%s","Secret":"s"}' "$0" "$server""#;
+        let credential = Credential::Password {
+            user: "get-https://a.io".to_owned(),
+            password: "s".to_owned(),
+        };
+        assert_eq!(answer(script).await.unwrap(), Some(credential));
+        let token = r#"echo '{"Username":"<token>","Secret":"t"}'"#;
+        let credential = Credential::Identity("t".to_owned());
+        assert_eq!(answer(token).await.unwrap(), Some(credential));
+    }
+
+    #[tokio::test]
+    async fn a_helper_without_a_credential_has_none_and_one_that_fails_tells_no_secret() {
+        let none = "echo 'credentials not found in native keychain'; exit 1";
+        assert_eq!(answer(none).await.unwrap(), None);
+        for script in ["echo sEcReT; exit 1", "echo sEcReT", "exec cat /dev/zero"] {
+            let error = answer(script).await.unwrap_err().to_string();
+            assert!(error.contains("docker-credential-test"), "{error}");
+            assert!(!error.contains("sEcReT"), "{error}");
+        }
+        assert!(matches!(
+            get("../x", "a.io").await,
+            Err(HelperError::Name(_))
+        ));
+        let absent = get("prewarm-absent", "a.io").await;
+        assert!(matches!(absent, Err(HelperError::Run { .. })));
+    }
 }

@@ -9,12 +9,16 @@ mod auth;
 mod challenge;
 mod client;
 mod credentials;
+mod endpoint;
 mod failure;
 mod helper;
 pub mod hosts;
+mod hosts_file;
 mod http;
 pub mod manifest;
 mod platform;
+#[cfg(test)]
+mod test_server;
 mod token;
 mod transport;
 

@@ -1,0 +1,177 @@
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::super::test_server::{manifest, router};
+use super::super::{Registry, RegistryConfig};
+use crate::domain::failure::{Failure, FailureKind};
+
+/// An authority, and what it signed for the server and for a client, as PEM and as DER.
+struct Certificates {
+    ca: rcgen::Certificate,
+    server: (rcgen::Certificate, KeyPair),
+    client: (rcgen::Certificate, KeyPair),
+}
+
+fn certificates() -> Certificates {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &issuer).unwrap(), key)
+    };
+    Certificates {
+        ca,
+        server: signed("127.0.0.1"),
+        client: signed("client"),
+    }
+}
+
+struct TlsListener(TcpListener, TlsAcceptor);
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, addr) = self.0.accept().await.unwrap();
+            if let Ok(stream) = self.1.accept(stream).await {
+                return (stream, addr);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+/// Serves one image over TLS and says where.
+async fn serve(certificates: &Certificates, wants_client: bool) -> String {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = if wants_client {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificates.ca.der().clone()).unwrap();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+        builder.with_client_cert_verifier(verifier.build().unwrap())
+    } else {
+        builder.with_no_client_auth()
+    };
+    let (certificate, key) = &certificates.server;
+    let chain: Vec<CertificateDer<'static>> = vec![certificate.der().clone()];
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = builder.with_single_cert(chain, key).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let (router, _) = router(|_| manifest());
+    tokio::spawn(async move { axum::serve(TlsListener(listener, acceptor), router).await });
+    addr
+}
+
+/// Resolves over TLS with this `hosts.toml`, in whose directory the certificates are.
+async fn resolve(addr: &str, certificates: &Certificates, settings: &str) -> Result<(), Failure> {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join(addr);
+    std::fs::create_dir(&directory).unwrap();
+    let (client, key) = &certificates.client;
+    for (name, text) in [
+        ("ca.pem", certificates.ca.pem()),
+        ("client.pem", client.pem()),
+        ("client.key", key.serialize_pem()),
+        ("both.pem", client.pem() + &key.serialize_pem()),
+        ("empty.pem", String::new()),
+        (
+            "hosts.toml",
+            format!("server = \"https://{addr}\"\n{settings}"),
+        ),
+    ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+    let registry = Registry::new(RegistryConfig {
+        hosts_dirs: vec![root.path().to_owned()],
+        ..RegistryConfig::default()
+    });
+    let image = format!("{addr}/app:1").parse().unwrap();
+    let repository = registry.repository(&image, &[]).await?;
+    repository.resolve(&image).await.map(drop)
+}
+
+#[tokio::test]
+async fn an_authority_of_its_own_is_trusted_when_named_and_refused_when_not() {
+    let certificates = certificates();
+    let addr = serve(&certificates, false).await;
+    resolve(&addr, &certificates, "ca = \"ca.pem\"")
+        .await
+        .unwrap();
+    resolve(&addr, &certificates, "skip_verify = true")
+        .await
+        .unwrap();
+    let failure = resolve(&addr, &certificates, "").await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::RegistryUnavailable);
+    for words in ["certificate is not accepted", "hosts.toml"] {
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_from_one_file_or_two() {
+    let certificates = certificates();
+    let addr = serve(&certificates, true).await;
+    for client in ["\"both.pem\"", "[[\"client.pem\", \"client.key\"]]"] {
+        let settings = format!("ca = \"ca.pem\"\nclient = {client}");
+        resolve(&addr, &certificates, &settings).await.unwrap();
+    }
+    let failure = resolve(&addr, &certificates, "ca = \"ca.pem\"")
+        .await
+        .unwrap_err();
+    assert_eq!(failure.kind, FailureKind::RegistryUnavailable);
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named() {
+    let certificates = certificates();
+    for (settings, words) in [
+        ("ca = \"absent.pem\"", "absent.pem: No such file"),
+        ("ca = \"empty.pem\"", "empty.pem: there is no certificate"),
+        (
+            "client = \"client.pem\"",
+            "client.pem: there is no private key",
+        ),
+    ] {
+        let failure = resolve("127.0.0.1:1", &certificates, settings)
+            .await
+            .unwrap_err();
+        assert_eq!(failure.kind, FailureKind::RegistryUnavailable);
+        assert!(failure.message.contains(words), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn a_registry_on_this_machine_may_speak_tls_or_not() {
+    let certificates = certificates();
+    let registry = Registry::new(RegistryConfig::default());
+    let tls = serve(&certificates, false).await;
+    let plain = super::super::test_server::Server::start(|_| manifest()).await;
+    for addr in [&tls, &plain.addr] {
+        let image = format!("{addr}/app:1").parse().unwrap();
+        for _ in 0..2 {
+            let repository = registry.repository(&image, &[]).await.unwrap();
+            repository.resolve(&image).await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The worker's shell: it carries the state's effects out and tells it what happened.
+//!
+//! The main loop waits for nothing but its inputs. Whatever may take time (the broker, the runtime) is
+//! done by tasks that report back, so that a slow broker delays no pull and no timer.
+
+mod clock;
+mod fetching;
+mod journal;
+mod outbox;
+mod pulling;
+mod registering;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::{Subject, Subscriber};
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::clock::Clock;
+use self::fetching::Fetching;
+use self::journal::Journal;
+use self::outbox::Outbox;
+use self::pulling::Pulling;
+use self::registering::Registering;
+use super::effect::{ConsumerName, DeliveryToken, Effect, EventToStore, PullHandle};
+use super::input::{FetchEnd, Input};
+use super::state::{DEFAULT_GRACE, Settings, WorkerState};
+use crate::bus::Bus;
+use crate::bus::pull::{Answer, Delivery, PullTimes};
+use crate::domain::failure::Failure;
+use crate::domain::name::NodeName;
+use crate::domain::node::{DEFAULT_CAPACITY, MAX_CAPACITY};
+use crate::image::{Runtime, RuntimeInfo};
+use crate::wire::event::PullState;
+use crate::wire::subject::PullKey;
+use crate::wire::task::PullTask;
+use crate::wire::worker::{ACK_WAIT_SECONDS, Heartbeat, Revocation};
+
+/// Most things that happened and wait for the main loop; who reports more waits.
+const MAX_ARRIVED: usize = 256;
+
+/// What a worker needs to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerSettings {
+    /// The node it works for.
+    pub node: NodeName,
+    /// The node's labels, for selectors.
+    pub labels: BTreeMap<String, String>,
+    /// Pulls at once, 1 to [`MAX_CAPACITY`]; anything else is brought into that range.
+    pub capacity: u32,
+    /// How long pulls may go on after a stop was asked for.
+    pub grace: Duration,
+    /// How long the broker waits for an ack; what the dispatcher makes consumers with.
+    pub ack_wait: Duration,
+    /// The times of requests for tasks.
+    pub pull_times: PullTimes,
+}
+
+impl WorkerSettings {
+    /// The contract's defaults for this node.
+    #[must_use]
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            labels: BTreeMap::new(),
+            capacity: DEFAULT_CAPACITY,
+            grace: DEFAULT_GRACE,
+            ack_wait: Duration::from_secs(ACK_WAIT_SECONDS),
+            pull_times: PullTimes::default(),
+        }
+    }
+}
+
+/// Why a worker could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The container runtime does not answer.
+    #[error("this node's container runtime cannot be used: {}", .0.message)]
+    Runtime(Failure),
+    /// The connection to the broker is closed for good.
+    #[error(
+        "the worker cannot listen on {subject}, the connection to the broker is closed: {reason}"
+    )]
+    Broker {
+        /// What it wanted to listen on.
+        subject: String,
+        /// The client's words.
+        reason: String,
+    },
+}
+
+/// Works for a node until `shutdown`, then lets running pulls end or gives them back, and returns.
+///
+/// A broker or dispatcher that cannot be reached is waited for, for as long as it takes.
+///
+/// # Errors
+/// The worker could not begin: see [`WorkerError`].
+pub async fn run(
+    bus: Bus,
+    runtime: Runtime,
+    mut settings: WorkerSettings,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    settings.capacity = settings.capacity.clamp(1, MAX_CAPACITY);
+    let info = runtime.probe().await.map_err(WorkerError::Runtime)?;
+    let subject = bus.subjects.revoke(&settings.node);
+    let revocations = bus.client.subscribe(subject.clone()).await;
+    let revocations = revocations.map_err(|error| WorkerError::Broker {
+        subject,
+        reason: error.to_string(),
+    })?;
+    let (arrivals, arrived) = mpsc::channel(MAX_ARRIVED);
+    let (outbox, sending) = Outbox::start(bus.clone(), arrivals.clone());
+    let mut shell = Shell::new(bus, runtime, info, &settings, outbox.clone(), arrivals);
+    shell.serve(arrived, revocations, shutdown).await;
+    outbox.close(sending).await;
+    Ok(())
+}
+
+/// What a task reports to the main loop.
+#[derive(Debug)]
+enum Arrived {
+    /// The broker delivered a message.
+    Delivery(Delivery),
+    /// A request for tasks ended, if it was made after the last reset.
+    Fetched {
+        /// Counts the resets.
+        epoch: u64,
+        input: Input,
+    },
+    Registered(Result<ConsumerName, String>),
+    Input(Input),
+}
+
+struct Shell {
+    bus: Bus,
+    node: NodeName,
+    state: WorkerState,
+    clock: Clock,
+    journal: Journal,
+    outbox: Outbox,
+    fetching: Fetching,
+    registering: Registering,
+    pulling: Pulling,
+    /// Where each unanswered delivery is answered.
+    replies: HashMap<DeliveryToken, Subject>,
+    deliveries: u64,
+    running: HashMap<PullHandle, CancellationToken>,
+    _pulls_end_with_us: DropGuard,
+    /// Connections made before the last look.
+    connects: u64,
+    drained: bool,
+}
+
+impl Shell {
+    fn new(
+        bus: Bus,
+        runtime: Runtime,
+        info: RuntimeInfo,
+        settings: &WorkerSettings,
+        outbox: Outbox,
+        arrivals: mpsc::Sender<Arrived>,
+    ) -> Self {
+        let mut clock = Clock::new();
+        let journal = Journal::new(settings.node.clone());
+        journal.begins(&info, settings.capacity);
+        let instance = format!("{:016x}", rand::random::<u64>());
+        let state_settings = Settings {
+            node: settings.node.clone(),
+            instance: instance.clone(),
+            capacity: settings.capacity,
+            grace: settings.grace,
+            ack_wait: settings.ack_wait,
+        };
+        let registering =
+            Registering::new(&bus, &runtime, info, settings, instance, arrivals.clone());
+        let pulling = Pulling::new(&bus, runtime, outbox.clone(), arrivals.clone());
+        Self {
+            node: settings.node.clone(),
+            state: WorkerState::new(state_settings, rand::random(), clock.now()),
+            clock,
+            journal,
+            fetching: Fetching::start(&bus, settings.pull_times, arrivals),
+            registering,
+            _pulls_end_with_us: pulling.drop_guard(),
+            pulling,
+            outbox,
+            replies: HashMap::new(),
+            deliveries: 0,
+            running: HashMap::new(),
+            connects: bus.client.statistics().connects.load(Ordering::Relaxed),
+            drained: false,
+            bus,
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        mut arrived: mpsc::Receiver<Arrived>,
+        mut revocations: Subscriber,
+        shutdown: CancellationToken,
+    ) {
+        let (mut listening, mut stopping) = (true, false);
+        self.step(Input::Tick);
+        while !self.drained {
+            self.look_for_reconnect();
+            let deadline = self.state.next_deadline();
+            let sleep = self.clock.sleep_until(deadline.map(|(at, _)| at));
+            let input = tokio::select! {
+                Some(arrived) = arrived.recv() => self.read(arrived),
+                message = revocations.next(), if listening => match message {
+                    Some(message) => self.read_revocation(&message.payload),
+                    None => {
+                        listening = false;
+                        None
+                    }
+                },
+                () = shutdown.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.journal.stops(self.state.slots_taken());
+                    Some(Input::Stop)
+                }
+                () = sleep => Some(Input::Tick),
+            };
+            if let Some(input) = input {
+                self.step(input);
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.state.handle(self.clock.now(), input, &mut effects);
+        for effect in effects {
+            self.perform(effect);
+        }
+    }
+
+    /// The client reconnects by itself and tells nobody who subscribed; requests for tasks do not
+    /// survive it, and the consumer may not either.
+    fn look_for_reconnect(&mut self) {
+        let connects = self
+            .bus
+            .client
+            .statistics()
+            .connects
+            .load(Ordering::Relaxed);
+        if connects != std::mem::replace(&mut self.connects, connects) {
+            self.fetching.reset();
+            self.step(Input::Reconnected);
+        }
+    }
+
+    fn read(&mut self, arrived: Arrived) -> Option<Input> {
+        match arrived {
+            Arrived::Delivery(delivery) => Some(self.read_delivery(delivery)),
+            Arrived::Fetched { epoch, input } => (epoch == self.fetching.epoch()).then_some(input),
+            Arrived::Registered(Ok(consumer)) => {
+                self.journal.registered(&consumer);
+                Some(Input::Registered(consumer))
+            }
+            Arrived::Registered(Err(reason)) => {
+                self.journal.not_registered(reason);
+                Some(Input::NotRegistered)
+            }
+            Arrived::Input(input) => {
+                if let Input::PullEnded { pull, .. } = &input {
+                    self.running.remove(pull);
+                }
+                Some(input)
+            }
+        }
+    }
+
+    fn read_delivery(&mut self, delivery: Delivery) -> Input {
+        self.deliveries += 1;
+        let token = DeliveryToken(self.deliveries);
+        self.replies.insert(token, delivery.reply);
+        match serde_json::from_slice::<PullTask>(&delivery.payload) {
+            Ok(task) => Input::Delivered {
+                token,
+                task: Arc::new(task),
+                deliveries: delivery.deliveries,
+            },
+            Err(error) => Input::Undecodable {
+                token,
+                subject: delivery.subject.to_string(),
+                problem: error.to_string(),
+            },
+        }
+    }
+
+    fn read_revocation(&self, payload: &[u8]) -> Option<Input> {
+        match serde_json::from_slice::<Revocation>(payload) {
+            Ok(revocation) => Some(Input::Revoked(revocation.pulls)),
+            Err(error) => {
+                self.journal.unreadable_revocation(&error);
+                None
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Register { consumer_lost } => self.registering.start(consumer_lost),
+            Effect::Fetch { consumer, batch } => {
+                if !self.fetching.fetch(consumer, batch) {
+                    self.step(Input::FetchEnded {
+                        undelivered: batch,
+                        end: FetchEnd::Refused,
+                    });
+                }
+            }
+            Effect::StopFetching => self.fetching.reset(),
+            Effect::StartPull {
+                pull,
+                task,
+                attempt,
+            } => {
+                let cancelled = self.pulling.start(pull, task, attempt);
+                self.running.insert(pull, cancelled);
+            }
+            Effect::CancelPull(pull) => {
+                if let Some(cancelled) = self.running.get(&pull) {
+                    cancelled.cancel();
+                }
+            }
+            Effect::Store(event) => self.store(event),
+            Effect::Ack(token) => self.answer(token, Answer::Ack),
+            Effect::Nak { token, delay } => self.answer(token, Answer::Nak(delay)),
+            Effect::InProgress(token) => {
+                if let Some(reply) = self.replies.get(&token) {
+                    self.outbox
+                        .publish(reply.clone(), Answer::InProgress.body());
+                }
+            }
+            Effect::Forget(token) => {
+                self.replies.remove(&token);
+            }
+            Effect::Heartbeat(heartbeat) => self.beat(&heartbeat),
+            Effect::Note(note) => self.journal.note(&note),
+            Effect::Drained => self.drained = true,
+        }
+    }
+
+    fn answer(&mut self, token: DeliveryToken, answer: Answer) {
+        if let Some(reply) = self.replies.remove(&token) {
+            self.outbox.publish(reply, answer.body());
+        }
+    }
+
+    fn store(&mut self, event: Arc<EventToStore>) {
+        self.journal.told(&event);
+        if event.event.state == PullState::Retrying {
+            let message = pulling::waiting(&event.event);
+            let key = PullKey::new(
+                self.node.clone(),
+                event.event.job.clone(),
+                &event.event.image,
+            );
+            self.outbox.say(self.bus.subjects.progress(&key), &message);
+        }
+        let store = event.store;
+        if !self.outbox.store(event) {
+            self.step(Input::NotStored(store));
+        }
+    }
+
+    fn beat(&self, heartbeat: &Heartbeat) {
+        self.outbox
+            .say(self.bus.subjects.heartbeat(&self.node), heartbeat);
+    }
+}

@@ -1,0 +1,85 @@
+//! The wall clock as the worker uses it: it never goes back.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::domain::time::Timestamp;
+
+/// A step of the wall clock of at least this much is followed.
+const STEP: Duration = Duration::from_secs(1);
+
+/// Wall-clock time that follows steps forward, as after a suspend, and ignores steps back: a worker
+/// whose heartbeats waited for the clock to catch up would count as gone.
+#[derive(Debug)]
+pub(super) struct Clock {
+    wall: Timestamp,
+    at: Instant,
+}
+
+fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Timestamp::EPOCH.after(since.unwrap_or_default())
+}
+
+impl Clock {
+    pub(super) fn new() -> Self {
+        Self {
+            wall: wall(),
+            at: Instant::now(),
+        }
+    }
+
+    pub(super) fn now(&mut self) -> Timestamp {
+        let steady = self.wall.after(self.at.elapsed());
+        let wall = wall();
+        if wall.since(steady) >= STEP {
+            self.wall = wall;
+            self.at = Instant::now();
+            return wall;
+        }
+        steady
+    }
+
+    /// Sleeps until then; for ever without a time.
+    pub(super) fn sleep_until(
+        &mut self,
+        at: Option<Timestamp>,
+    ) -> impl Future<Output = ()> + use<> {
+        let left = at.map(|at| at.since(self.now()));
+        async move {
+            match left {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_deadline_is_over_after_its_sleep() {
+        let mut clock = Clock::new();
+        for millis in [0, 1, 7] {
+            let at = clock.now().after(Duration::from_millis(millis));
+            clock.sleep_until(Some(at)).await;
+            assert!(clock.now() >= at);
+        }
+    }
+
+    #[test]
+    fn a_step_back_is_ignored_and_a_step_forward_followed() {
+        let mut clock = Clock::new();
+        clock.wall = wall().after(Duration::from_secs(3_600));
+        let ahead = clock.now();
+        assert!(
+            ahead.since(wall()) > Duration::from_secs(3_599),
+            "the wall went back"
+        );
+        clock.wall = Timestamp::EPOCH;
+        assert!(wall().since(clock.now()) < STEP);
+    }
+}

@@ -1,0 +1,116 @@
+//! Announcing the node to whoever dispatches.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use tokio::sync::mpsc;
+
+use super::{Arrived, WorkerSettings};
+use crate::bus::{Bus, REQUEST_TIMEOUT};
+use crate::domain::node::NodeFacts;
+use crate::image::{Runtime, RuntimeInfo};
+use crate::wire::worker::{Registration, RegistrationReply};
+use crate::work::effect::ConsumerName;
+
+/// How long the runtime may take to say what it is, before its last answer is told again.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What every registration says.
+#[derive(Clone, Debug)]
+pub(super) struct Registering {
+    bus: Bus,
+    runtime: Runtime,
+    subject: String,
+    instance: String,
+    labels: BTreeMap<String, String>,
+    capacity: u32,
+    /// What the runtime said last.
+    info: Arc<Mutex<RuntimeInfo>>,
+    arrivals: mpsc::Sender<Arrived>,
+}
+
+impl Registering {
+    pub(super) fn new(
+        bus: &Bus,
+        runtime: &Runtime,
+        info: RuntimeInfo,
+        settings: &WorkerSettings,
+        instance: String,
+        arrivals: mpsc::Sender<Arrived>,
+    ) -> Self {
+        Self {
+            bus: bus.clone(),
+            runtime: runtime.clone(),
+            subject: bus.subjects.worker(&settings.node),
+            instance,
+            labels: settings.labels.clone(),
+            capacity: settings.capacity,
+            info: Arc::new(Mutex::new(info)),
+            arrivals,
+        }
+    }
+
+    /// Asks, and reports the answer.
+    pub(super) fn start(&self, consumer_lost: bool) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let facts = this.facts().await;
+            let answer = this.ask(facts, consumer_lost).await;
+            let _ = this.arrivals.send(Arrived::Registered(answer)).await;
+        });
+    }
+
+    async fn facts(&self) -> NodeFacts {
+        let probe = tokio::time::timeout(PROBE_LIMIT, self.runtime.probe());
+        let fresh = probe.await.ok().and_then(Result::ok);
+        let mut last = self.info.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fresh) = fresh {
+            *last = fresh;
+        }
+        NodeFacts {
+            labels: self.labels.clone(),
+            platform: last.platform.clone(),
+            runtime: format!("{} {}", last.name, last.version),
+            capacity: self.capacity,
+            disk_total_bytes: last.disk_total,
+            disk_free_bytes: last.disk_free,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    async fn ask(&self, facts: NodeFacts, consumer_lost: bool) -> Result<ConsumerName, String> {
+        let registration = Registration {
+            instance: self.instance.clone(),
+            facts,
+            consumer_lost,
+        };
+        let payload = serde_json::to_vec(&registration).map_err(|error| error.to_string())?;
+        let request = async_nats::Request::new()
+            .payload(payload.into())
+            .timeout(Some(REQUEST_TIMEOUT));
+        let client = &self.bus.client;
+        let answer = client.send_request(self.subject.clone(), request).await;
+        let answer = answer.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => {
+                "no dispatcher is there; start one, or check that it has the same --subject-prefix"
+                    .to_owned()
+            }
+            RequestErrorKind::TimedOut => "the broker or the dispatcher does not answer".to_owned(),
+            _ => error.to_string(),
+        })?;
+        let reply: RegistrationReply = serde_json::from_slice(&answer.payload)
+            .map_err(|error| format!("the answer cannot be read: {error}"))?;
+        if !reply.error.is_empty() {
+            return Err(reply.error);
+        }
+        if reply.stream.is_empty() || reply.consumer.is_empty() {
+            return Err("the answer names no consumer".to_owned());
+        }
+        Ok(ConsumerName {
+            stream: reply.stream,
+            consumer: reply.consumer,
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! Pulls into real containerd, of every generation that is supported: what is left there is what CRI needs.
+#![allow(unreachable_pub, reason = "a test binary has no users")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report"
+)]
+#![allow(clippy::print_stdout, reason = "for the reader of a failed test")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod faulty;
+mod interrupted;
+mod node;
+mod refused;
+mod repaired;
+mod shared;
+mod usable;

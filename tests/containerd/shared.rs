@@ -1,0 +1,124 @@
+//! Pulls at the same time: of the same image, of images with layers in common, and beside kubelet's.
+
+use support::containerd::ContainerdVersion;
+use support::images::{Layer, Recipe, generated};
+use support::registry::{Registry, Request};
+
+use super::node::{Node, on_all, pull, request};
+use super::support;
+
+fn blob_requests(requests: &[Request]) -> Vec<&str> {
+    let mut paths: Vec<&str> = requests
+        .iter()
+        .filter(|request| request.gets_blob())
+        .map(|request| request.path.as_str())
+        .collect();
+    paths.sort_unstable();
+    paths
+}
+
+#[tokio::test]
+async fn images_with_a_layer_in_common_download_it_once() {
+    let registry = Registry::start().await;
+    let node = Node::start(ContainerdVersion::V2_1).await;
+    node.daemon.allow_registry(&registry.addr());
+    let common = Layer::generated(1, 0, 8_000_000);
+    let of = |seed| Recipe::new(vec![common.clone(), Layer::generated(seed, 1, 10_000)]).build();
+    let images = [of(2), of(3), of(4)];
+    let mut pushed = Vec::new();
+    for (image, name) in images.iter().zip(["a", "b", "c"]) {
+        pushed.push(registry.push(name, "1", image).await);
+    }
+    let mark = registry.mark().await;
+    let requests: Vec<_> = pushed
+        .iter()
+        .map(|pushed| request(&pushed.by_tag))
+        .collect();
+    let (a, b, c) = tokio::join!(
+        node.pull(&requests[0]),
+        node.pull(&requests[1]),
+        node.pull(&requests[2])
+    );
+    let reports = [a.unwrap(), b.unwrap(), c.unwrap()];
+    let requests = registry.requests_since(mark).await;
+    let layer = &images[0].blobs[1].digest;
+    let of_layer = blob_requests(&requests)
+        .into_iter()
+        .filter(|path| path.ends_with(layer.as_str()))
+        .count();
+    assert_eq!(of_layer, 1, "{requests:#?}");
+    let fetched: u64 = reports.iter().map(|report| report.bytes_registry).sum();
+    let present: u64 = reports.iter().map(|report| report.bytes_present).sum();
+    let common_bytes = images[0].blobs[1].bytes.len() as u64;
+    assert_eq!(present, 2 * common_bytes);
+    let all: usize = images.iter().map(support::images::Image::size).sum();
+    assert_eq!(fetched + present, all as u64);
+    assert_eq!(node.is_clean().await, Ok(()));
+}
+
+#[tokio::test]
+async fn pulls_of_one_image_at_once_all_succeed_and_download_it_once() {
+    let registry = Registry::start().await;
+    let node = Node::start(ContainerdVersion::V1_6).await;
+    node.daemon.allow_registry(&registry.addr());
+    let image = generated(1, 3, 3_000_000).build();
+    let pushed = registry.push("app", "1", &image).await;
+    let mark = registry.mark().await;
+    let request = request(&pushed.by_tag);
+    let pulls = (0..4).map(|_| node.pull(&request));
+    for outcome in futures::future::join_all(pulls).await {
+        outcome.unwrap();
+    }
+    let requests = registry.requests_since(mark).await;
+    let paths = blob_requests(&requests);
+    assert_eq!(paths.len(), image.blobs.len(), "{paths:#?}");
+}
+
+async fn beside_kubelet(version: ContainerdVersion) {
+    let registry = Registry::start().await;
+    let node = Node::start(version).await;
+    node.daemon.allow_registry(&registry.addr());
+    let cri = node.daemon.cri().await;
+    for round in 0..5 {
+        let image = generated(round, 4, 1_000_000).build();
+        let pushed = registry.push("app", &round.to_string(), &image).await;
+        let mark = registry.mark().await;
+        let request = request(&pushed.by_tag);
+        let (ours, theirs) = tokio::join!(node.pull(&request), cri.pull_image(&pushed.by_tag));
+        ours.unwrap();
+        theirs.unwrap();
+        let requests = registry.requests_since(mark).await;
+        let paths = blob_requests(&requests);
+        // Between a look at the store and the hold on a reference a blob may be fetched by both.
+        assert!(
+            paths.len() <= image.blobs.len() + 2,
+            "round {round}: {paths:#?}"
+        );
+        assert!(cri.image_status(&pushed.by_digest).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn beside_a_pull_of_kubelet_both_succeed() {
+    on_all(beside_kubelet).await;
+}
+
+#[tokio::test]
+async fn a_blob_that_another_process_fetches_is_waited_for() {
+    let registry = Registry::start().await;
+    let node = Node::start(ContainerdVersion::V2_1).await;
+    node.daemon.allow_registry(&registry.addr());
+    let common = Layer::generated(1, 0, 8_000_000);
+    let of = |seed| Recipe::new(vec![common.clone(), Layer::generated(seed, 1, 10_000)]).build();
+    let (first, second) = (of(2), of(3));
+    let one = request(&registry.push("a", "1", &first).await.by_tag);
+    let two = request(&registry.push("b", "1", &second).await.by_tag);
+    let other = node.another_runtime();
+    let mark = registry.mark().await;
+    let (ours, theirs) = tokio::join!(node.pull(&one), pull(&other, &two));
+    let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+    let requests = registry.requests_since(mark).await;
+    assert_eq!(blob_requests(&requests).len(), 5, "{requests:#?}");
+    let layer = first.blobs[1].bytes.len() as u64;
+    assert_eq!(ours.bytes_present + theirs.bytes_present, layer);
+}

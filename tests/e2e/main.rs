@@ -1,0 +1,14 @@
+//! The whole of it, as a user runs it: the real program, real brokers, real containerds, a real registry.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cell;
+mod crashes;
+mod failures;
+mod warm;
