@@ -22,7 +22,7 @@ const ZSTD_SKIPPABLE: u32 = 0x184d_2a50;
 
 /// A stream that cannot be inflated.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum InflateError {
+pub(super) enum InflateError {
     /// It is not what it begins as.
     #[error("the {format} stream is broken: {problem}")]
     Broken {
@@ -412,7 +412,10 @@ mod tests {
                 assert!(matches!(cut, Err(InflateError::Truncated(_))), "{cut:?}");
             }
             let followed = inflate(&[&packed, b"rubbish"], u64::MAX);
-            assert!(matches!(followed, Err(InflateError::Broken { .. })), "{followed:?}");
+            assert!(
+                matches!(followed, Err(InflateError::Broken { .. })),
+                "{followed:?}"
+            );
         }
         assert_eq!(inflate(&[], 0), Ok(Vec::new()));
         assert_eq!(inflate(&[b"pl", b"ain"], 5), Ok(b"plain".to_vec()));
@@ -421,7 +424,10 @@ mod tests {
     #[test]
     fn a_bomb_is_stopped_at_the_limit() {
         for packed in [gzip(&[0; 10_000_000]), zstd(&[0; 10_000_000])] {
-            assert_eq!(inflate(&[&packed], 1_000_000), Err(InflateError::TooLarge(1_000_000)));
+            assert_eq!(
+                inflate(&[&packed], 1_000_000),
+                Err(InflateError::TooLarge(1_000_000))
+            );
         }
     }
 }

@@ -156,7 +156,9 @@ pub(super) fn map_in_data(data: &[u8], size: i64) -> Result<Option<Vec<Fragment>
         return Ok(None);
     }
     let count = decimal(first).and_then(|count| usize::try_from(count).ok());
-    let count = count.and_then(|count| count.checked_mul(2)).ok_or(BAD_MAP)?;
+    let count = count
+        .and_then(|count| count.checked_mul(2))
+        .ok_or(BAD_MAP)?;
     if whole - 1 < count {
         return Ok(None);
     }
@@ -262,7 +264,10 @@ mod tests {
             assert_eq!(map(&bad), Err(BAD_MAP), "{bad:?}");
         }
         assert_eq!(map_in_data(b"1\n0\n1", 100).unwrap(), None);
-        assert_eq!(map_in_data(b"1\n0\n1\n\0\0", 100).unwrap().unwrap().len(), 1);
+        assert_eq!(
+            map_in_data(b"1\n0\n1\n\0\0", 100).unwrap().unwrap().len(),
+            1
+        );
         assert_eq!(map_in_data(b"0\n\0", 100).unwrap().unwrap(), []);
         assert_eq!(map_in_data(b"x\n", 100), Err(BAD_MAP));
     }

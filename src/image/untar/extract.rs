@@ -130,13 +130,8 @@ impl Extractor {
             match self.level {
                 Level::Upper => {
                     let path = proc_path(dir, b"");
-                    rustix::fs::setxattr(
-                        path,
-                        "trusted.overlay.opaque",
-                        b"y",
-                        XattrFlags::empty(),
-                    )
-                    .map_err(|errno| UntarError::io(&dir.path, "make it opaque", errno))?;
+                    rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+                        .map_err(|errno| UntarError::io(&dir.path, "make it opaque", errno))?;
                 }
                 Level::Lowest => self.clear(dir)?,
             }
@@ -152,14 +147,8 @@ impl Extractor {
             Level::Lowest => self.remove(dir, hidden)?,
             Level::Upper => {
                 let path = join(&dir.path, hidden);
-                rustix::fs::mknodat(
-                    &dir.fd,
-                    hidden,
-                    FileType::CharacterDevice,
-                    Mode::empty(),
-                    0,
-                )
-                .map_err(|errno| match errno {
+                rustix::fs::mknodat(&dir.fd, hidden, FileType::CharacterDevice, Mode::empty(), 0)
+                    .map_err(|errno| match errno {
                     Errno::EXIST => {
                         UntarError::entry(&path, "is in the layer, which hides it as well")
                     }
@@ -311,8 +300,7 @@ impl Extractor {
             return Err(failed(Errno::NOENT));
         }
         let parent = self.tree.open_plain(&parent).map_err(failed)?;
-        let stat =
-            rustix::fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let stat = rustix::fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
         let link = || rustix::fs::linkat(&parent, base, &dir.fd, name, AtFlags::empty());
         match link() {
@@ -346,8 +334,7 @@ impl Extractor {
                 .map_err(failed("set the mode"))?;
         }
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::utimensat(&dir.fd, name, &times(entry), flags)
-            .map_err(failed("set the times"))
+        rustix::fs::utimensat(&dir.fd, name, &times(entry), flags).map_err(failed("set the times"))
     }
 }
 
@@ -436,7 +423,8 @@ impl Open {
             let path = join(&self.dir.path, &self.name);
             move |errno| UntarError::io(&path, action, errno)
         };
-        rustix::fs::fchown(file, uid(entry.uid), gid(entry.gid)).map_err(failed("set the owner"))?;
+        rustix::fs::fchown(file, uid(entry.uid), gid(entry.gid))
+            .map_err(failed("set the owner"))?;
         xattrs(&self.dir, &self.name, entry)?;
         let mode = Mode::from_raw_mode(entry.mode);
         rustix::fs::fchmod(file, mode).map_err(failed("set the mode"))?;

@@ -94,18 +94,24 @@ fn dialect(block: &Block) -> Option<Dialect> {
     let wanted = octal(&block[148..156]).ok()?;
     // The sum counts its own field as spaces; some writers add the bytes up as signed.
     let (unsigned, signed) = block.iter().enumerate().fold((0, 0), |(u, s), (at, byte)| {
-        let byte = if (148..156).contains(&at) { b' ' } else { *byte };
+        let byte = if (148..156).contains(&at) {
+            b' '
+        } else {
+            *byte
+        };
         (u + i64::from(byte), s + i64::from(byte.cast_signed()))
     });
     if wanted != unsigned && wanted != signed {
         return None;
     }
-    Some(match (&block[257..263], &block[263..265], &block[508..512]) {
-        (b"ustar\0", _, b"tar\0") => Dialect::Star,
-        (b"ustar\0", _, _) => Dialect::Ustar,
-        (b"ustar ", b" \0", _) => Dialect::Gnu,
-        _ => Dialect::V7,
-    })
+    Some(
+        match (&block[257..263], &block[263..265], &block[508..512]) {
+            (b"ustar\0", _, b"tar\0") => Dialect::Star,
+            (b"ustar\0", _, _) => Dialect::Ustar,
+            (b"ustar ", b" \0", _) => Dialect::Gnu,
+            _ => Dialect::V7,
+        },
+    )
 }
 
 pub(super) fn seconds(seconds: i64) -> Nanos {
@@ -178,7 +184,10 @@ mod tests {
             (b"12\x004567\0", Some(0o12)),
             (b"\x80\0\0\0\0\0\0\x05", Some(5)),
             (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
-            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
             (b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff", None),
             (b"\x80\x01\0\0\0\0\0\0\0\0\0\0", None),
         ] {

@@ -6,9 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::Implicit;
@@ -23,11 +21,7 @@ const MAX_XATTR_BYTES: usize = 64 << 10;
 ///
 /// # Errors
 /// What the file system refuses.
-pub fn inherit(
-    upper: &Path,
-    lowers: &[PathBuf],
-    implicit: &[Implicit],
-) -> Result<(), UntarError> {
+pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Result<(), UntarError> {
     if implicit.is_empty() || lowers.is_empty() {
         return Ok(());
     }

@@ -61,7 +61,11 @@ enum State {
     /// To a header, or to the two zero blocks at the end.
     Header,
     /// To the body of an extended header.
-    Meta { kind: u8, left: usize, body: Vec<u8> },
+    Meta {
+        kind: u8,
+        left: usize,
+        body: Vec<u8>,
+    },
     /// To the map at the beginning of a sparse file's data.
     Map { entry: Box<Entry>, map: Vec<u8> },
     /// To an entry's data.
@@ -162,7 +166,11 @@ impl Reader {
     /// Leaves a state that wants no more bytes.
     fn settle(&mut self, sink: &mut impl Sink) -> Result<(), UntarError> {
         match &mut self.state {
-            State::Meta { kind, left: 0, body } => {
+            State::Meta {
+                kind,
+                left: 0,
+                body,
+            } => {
                 let (kind, body) = (*kind, std::mem::take(body));
                 match kind {
                     b'x' => self.records = extended::records(&body)?,
@@ -285,7 +293,10 @@ impl Reader {
         sink: &mut impl Sink,
     ) -> Result<(), UntarError> {
         let in_archive = |map: &Vec<Fragment>| map.iter().map(|part| part.length).sum::<u64>();
-        if map.as_ref().is_some_and(|map| in_archive(map) != self.physical) {
+        if map
+            .as_ref()
+            .is_some_and(|map| in_archive(map) != self.physical)
+        {
             return Err(UntarError::Header("a sparse file's map and size differ"));
         }
         let has_data = self.physical > 0 || map.is_some();
@@ -304,11 +315,7 @@ impl Reader {
     }
 
     /// Collects a sparse file's map, which fills whole blocks.
-    fn map<'a>(
-        &mut self,
-        input: &'a [u8],
-        sink: &mut impl Sink,
-    ) -> Result<&'a [u8], UntarError> {
+    fn map<'a>(&mut self, input: &'a [u8], sink: &mut impl Sink) -> Result<&'a [u8], UntarError> {
         let State::Map { entry, map } = &mut self.state else {
             return Ok(input);
         };

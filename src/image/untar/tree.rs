@@ -50,11 +50,7 @@ impl Tree {
     }
 
     /// The directory at a path whose links count, with those that are missing made, and told of.
-    pub(super) fn dir(
-        &mut self,
-        path: &[u8],
-        made: impl FnMut(&[u8]),
-    ) -> Result<Rc<Dir>, Errno> {
+    pub(super) fn dir(&mut self, path: &[u8], made: impl FnMut(&[u8])) -> Result<Rc<Dir>, Errno> {
         if path.is_empty() {
             return Ok(self.root.clone());
         }
