@@ -12,8 +12,10 @@ mod support;
 
 mod faulty;
 mod interrupted;
+mod nasty;
 mod node;
 mod refused;
 mod repaired;
+mod rootfs;
 mod shared;
 mod usable;

@@ -401,21 +401,12 @@ fn kind(header: &Header) -> Kind {
 }
 
 fn entry(kind: Kind, header: Header, size: u64, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "what Go hands to the kernel, which takes the lower bits"
-    )]
+    // What Go hands to the kernel, which takes the lower bits.
     let id = |id: i64| Some(id as u32).filter(|id| *id != u32::MAX);
     Entry {
         kind,
         name: header.name,
         link: header.link,
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "masked to twelve bits"
-        )]
         mode: (header.mode & 0o7777) as u32,
         uid: id(header.uid),
         gid: id(header.gid),
