@@ -9,8 +9,10 @@
 
 pub mod api;
 pub mod bus;
+pub mod cli;
 pub mod dispatch;
 pub mod domain;
 pub mod image;
+pub mod telemetry;
 pub mod wire;
 pub mod work;

@@ -1,3 +1,5 @@
-//! The `prewarm` program: parse, build, run the role.
+//! The `prewarm` program.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    prewarm::cli::main()
+}

@@ -106,7 +106,8 @@ fn what_decides_reads_no_clock_draws_no_number_and_does_no_io() {
         "Instant::now",
         "tokio::",
         "std::fs",
-        "std::net",
+        "std::net::Tcp",
+        "std::net::Udp",
         "rand::rng(",
         "thread_rng",
     ];

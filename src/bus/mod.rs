@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides anything about jobs or pulls; it carries what the rooms above decided.
 
+pub mod connect;
 pub mod pull;
 pub mod read;
 pub mod topology;

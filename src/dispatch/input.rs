@@ -1,5 +1,7 @@
 //! What can happen to a dispatcher, and what it can ask of the world.
 
+use std::collections::BTreeSet;
+
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
@@ -115,6 +117,14 @@ pub enum Input {
         node: NodeName,
         /// What it holds.
         heartbeat: Heartbeat,
+    },
+    /// The task stream was looked through: these were the pulls with a message in it. One that is
+    /// out and has none was removed by somebody else (an operator's purge, a lost disk).
+    Kept {
+        /// The pulls.
+        keys: BTreeSet<PullKey>,
+        /// The newest message this dispatcher knew of before it looked: later ones prove nothing.
+        as_of: u64,
     },
     /// Time passed.
     Tick,

@@ -73,6 +73,14 @@ pub(super) struct Failures {
     pub(super) message: String,
 }
 
+/// Why a pull was given up, and after how many attempts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct GivenUp {
+    pub(super) kind: FailureKind,
+    pub(super) attempts: u32,
+    pub(super) message: String,
+}
+
 /// One job.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
@@ -96,6 +104,9 @@ pub(super) struct Job {
     pub(super) events_after: u64,
     pub(super) message: String,
     pub(super) pulls: BTreeMap<NodeId, Box<[Pull]>>,
+    /// How pulls of this run ended on nodes that are not part of the job now (`None`: well). They
+    /// count again if the node comes back: a pull that has ended in a run never runs in it again.
+    pub(super) outside: BTreeMap<(NodeId, u8), Option<GivenUp>>,
     pub(super) counts: Counts,
     pub(super) nodes: NodeCounts,
     /// Pending pulls on nodes that are absent.
@@ -278,9 +289,47 @@ impl Job {
         apply(&mut self.nodes.succeeded, succeeded);
     }
 
+    /// Notes why a pull was given up.
+    pub(super) fn note_failure(&mut self, node: NodeId, image: u8, given_up: GivenUp) {
+        let failures = self.failures.entry(given_up.kind).or_default();
+        failures.pulls.insert((node, image), given_up.attempts);
+        if failures.message.is_empty() {
+            failures.message = given_up.message;
+        }
+    }
+
+    /// Keeps how a pull ended while its node is not part of the job.
+    pub(super) fn keep_outside(&mut self, node: NodeId, image: u8, state: PullState) {
+        let given_up = match state {
+            PullState::Succeeded => None,
+            PullState::Failed => self.take_failure(node, image),
+            PullState::Pending(_) | PullState::Active | PullState::Cancelled => return,
+        };
+        self.outside.insert((node, image), given_up);
+    }
+
+    fn take_failure(&mut self, node: NodeId, image: u8) -> Option<GivenUp> {
+        let pull = (node, image);
+        let (kind, failures) = self
+            .failures
+            .iter_mut()
+            .find(|(_, failures)| failures.pulls.contains_key(&pull))?;
+        let (kind, message) = (*kind, failures.message.clone());
+        let attempts = failures.pulls.remove(&pull)?;
+        if failures.pulls.is_empty() {
+            self.failures.remove(&kind);
+        }
+        Some(GivenUp {
+            kind,
+            attempts,
+            message,
+        })
+    }
+
     /// Forgets every pull and everything counted, as a new run begins.
     pub(super) fn clear_pulls(&mut self) {
         self.pulls.clear();
+        self.outside.clear();
         self.counts = Counts::default();
         self.nodes = NodeCounts::default();
         self.pending_absent = 0;

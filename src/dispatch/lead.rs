@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::{Arrival, QUEUE, listen};
@@ -51,13 +52,13 @@ fn ended(reason: impl std::fmt::Display) -> Ended {
 /// Leads until the token is cancelled or something fails.
 pub(super) async fn lead(
     bus: Bus,
-    settings: Settings,
+    (settings, audit_every): (Settings, Duration),
     resolver: Resolver,
     permission: Permission,
     yielded: CancellationToken,
 ) -> Result<(), Ended> {
     let mut leader = tokio::select! {
-        leader = Leader::begin(bus, settings, resolver, permission) => leader?,
+        leader = Leader::begin(bus, (settings, audit_every), resolver, permission) => leader?,
         () = yielded.cancelled() => return Ok(()),
     };
     leader.go_on(&yielded).await
@@ -70,6 +71,7 @@ struct Leader {
     permission: Permission,
     arrivals: mpsc::Receiver<Arrival>,
     next_reply: u64,
+    audit_every: Duration,
     /// Ends the listeners with the leadership.
     _sources: tokio::task::JoinSet<()>,
 }
@@ -77,7 +79,7 @@ struct Leader {
 impl Leader {
     async fn begin(
         bus: Bus,
-        settings: Settings,
+        (settings, audit_every): (Settings, Duration),
         resolver: Resolver,
         permission: Permission,
     ) -> Result<Self, Ended> {
@@ -113,6 +115,7 @@ impl Leader {
             permission,
             arrivals,
             next_reply: 0,
+            audit_every,
             _sources: sources,
         };
         leader.take([Arrival::Input(Input::Lead)]).await?;
@@ -121,6 +124,8 @@ impl Leader {
 
     async fn go_on(&mut self, yielded: &CancellationToken) -> Result<(), Ended> {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut audits = tokio::time::interval(self.audit_every);
+        audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let sleep = self.state.next_deadline().map_or(LONGEST_SLEEP, |at| {
                 at.since(self.clock.now()).min(LONGEST_SLEEP)
@@ -132,6 +137,11 @@ impl Leader {
                         return Err(ended("nothing arrives any more"));
                     }
                     self.take(batch.drain(..)).await?;
+                }
+                _ = audits.tick() => {
+                    if let Some(as_of) = self.state.has_out() {
+                        self.performer.look_through(as_of);
+                    }
                 }
                 () = tokio::time::sleep(sleep) => self.take([Arrival::Input(Input::Tick)]).await?,
             }

@@ -378,6 +378,9 @@ impl Dispatcher {
             self.expel(*job, id, effects);
             self.touch(now, *job);
         }
+        for job in self.jobs.values_mut() {
+            job.outside.retain(|(node, _), _| *node != id);
+        }
         self.fleet.remove(id);
         self.slots.remove(Resource::Node(id));
         effects.push(Effect::DeleteNode(name));

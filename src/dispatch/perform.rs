@@ -11,6 +11,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::message::{Acker, PublishMessage};
 use async_nats::jetstream::stream::Stream;
+use futures::TryStreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -255,6 +256,31 @@ impl Performer {
             let resolved = Arrival::Input(Input::Resolved { job, run, images });
             // Nobody listens any more: the next leader asks again.
             let _ = arrivals.send(resolved).await;
+        });
+    }
+
+    /// Looks aside for the pulls that have a message in the task stream. One that fails is made good
+    /// by the next.
+    pub(super) fn look_through(&mut self, as_of: u64) {
+        let (bus, tasks) = (self.bus.clone(), self.tasks.clone());
+        let arrivals = self.arrivals.clone();
+        self.background.spawn(async move {
+            let found = tasks.info_with_subjects(bus.subjects.tasks()).await;
+            let keys = match found {
+                Ok(found) => found.try_collect::<Vec<_>>().await,
+                Err(error) => Err(error),
+            };
+            match keys {
+                Ok(found) => {
+                    let key = |(subject, _): (String, usize)| bus.subjects.parse_task(&subject);
+                    let keys = found.into_iter().filter_map(key).collect();
+                    // Nobody listens any more: the next leader looks for itself.
+                    let _ = arrivals
+                        .send(Arrival::Input(Input::Kept { keys, as_of }))
+                        .await;
+                }
+                Err(error) => tracing::debug!(%error, "the task stream was not looked through"),
+            }
         });
     }
 

@@ -1,10 +1,12 @@
 //! Releasing pulls, taking their results, withdrawing them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 use super::fleet::NodeId;
 use super::input::Effect;
-use super::job::{Pull, PullState};
+use super::job::{GivenUp, Pull, PullState};
 use super::slots::{JobId, PullIndex, Resource, Turn};
 use super::state::Dispatcher;
 use crate::domain::failure::FailureKind;
@@ -88,32 +90,43 @@ impl Dispatcher {
         // A job that was idle does not get the turns that it did not use.
         job.next_ordinal = job.next_ordinal.max(self.virtual_time);
         let mut pulls = Vec::with_capacity(job.spec.images.len());
-        for image in 0..job.spec.images.len() {
+        for image in 0..u8::try_from(job.spec.images.len()).unwrap_or(u8::MAX) {
             let ordinal = job.next_ordinal;
             job.next_ordinal += 1;
+            let state = match job.outside.remove(&(node, image)) {
+                None => pending,
+                Some(None) => PullState::Succeeded,
+                Some(Some(given_up)) => {
+                    job.note_failure(node, image, given_up);
+                    PullState::Failed
+                }
+            };
+            job.recount(None, Some(state));
             pulls.push(Pull {
-                state: pending,
+                state,
                 ordinal,
                 sequence: 0,
             });
-            job.recount(None, Some(pending));
-            let image = u8::try_from(image).unwrap_or(u8::MAX);
-            let pull = PullIndex {
-                job: id,
-                node,
-                image,
-            };
-            self.slots.wait(
-                resource,
-                Turn {
-                    priority: Reverse(job.spec.priority),
-                    ordinal,
-                    pull,
-                },
-            );
+            if state == pending {
+                let pull = PullIndex {
+                    job: id,
+                    node,
+                    image,
+                };
+                let priority = Reverse(job.spec.priority);
+                self.slots.wait(
+                    resource,
+                    Turn {
+                        priority,
+                        ordinal,
+                        pull,
+                    },
+                );
+            }
         }
+        let waiting = pulls.iter().filter(|pull| pull.state == pending).count();
         if self.fleet.is_absent(node) {
-            job.pending_absent += u32::try_from(pulls.len()).unwrap_or(u32::MAX);
+            job.pending_absent += u32::try_from(waiting).unwrap_or(u32::MAX);
         }
         job.pulls.insert(node, pulls.into());
         job.tally_node(node, true);
@@ -155,7 +168,9 @@ impl Dispatcher {
         let absent = self.fleet.is_absent(node);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.tally_node(node, false);
-            for pull in job.pulls.remove(&node).unwrap_or_default() {
+            let pulls = job.pulls.remove(&node).unwrap_or_default();
+            for (image, pull) in (0u8..).zip(pulls) {
+                job.keep_outside(node, image, pull.state);
                 if absent && matches!(pull.state, PullState::Pending(_)) {
                     job.pending_absent -= 1;
                 }
@@ -295,6 +310,37 @@ impl Dispatcher {
         }
     }
 
+    /// Stores the message of a pull again when it is out and somebody removed it: nobody would ever
+    /// work on it otherwise. Its slots stay taken.
+    pub(super) fn release_what_is_lost(
+        &mut self,
+        keys: &BTreeSet<PullKey>,
+        as_of: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if !self.leading {
+            return;
+        }
+        let nodes = self.fleet.ids().into_iter();
+        let out: Vec<PullIndex> = nodes
+            .filter_map(|id| Some(self.fleet.get(id)?.active_pulls(id)))
+            .flatten()
+            .collect();
+        for pull in out {
+            let stored =
+                |job: &super::job::Job| job.pull(pull.node, pull.image).map(|p| p.sequence);
+            let sequence = self.jobs.get(&pull.job).and_then(stored);
+            let lost = self.key(pull).is_some_and(|key| !keys.contains(&key));
+            if !lost || sequence.is_none_or(|sequence| sequence > as_of) {
+                continue;
+            }
+            if let Some(task) = self.task(pull) {
+                self.activate(pull);
+                effects.push(Effect::Release(Box::new(task)));
+            }
+        }
+    }
+
     fn task(&self, pull: PullIndex) -> Option<PullTask> {
         let job = self.jobs.get(&pull.job)?;
         let index = usize::from(pull.image);
@@ -366,10 +412,17 @@ impl Dispatcher {
             node,
             image,
         };
-        let Some(state) = self.state_of(pull).filter(|state| !state.is_terminal()) else {
+        let Some(state) = self.state_of(pull) else {
+            self.note_outside(pull, event);
             return;
         };
-        self.note_result(pull, event);
+        if state.is_terminal() {
+            return;
+        }
+        self.note_bytes(id, event);
+        if let Some(given_up) = given_up(event) {
+            self.note_failure(pull, given_up);
+        }
         let succeeded = event.state == Reported::Succeeded;
         let freed = self.leave_slots(pull, state);
         self.set_state(
@@ -385,33 +438,44 @@ impl Dispatcher {
         self.refill(now, &freed, effects);
     }
 
-    fn note_result(&mut self, pull: PullIndex, event: &TaskEvent) {
-        if let (Some(job), Some(result)) = (self.jobs.get_mut(&pull.job), &event.result) {
-            job.bytes_registry += result.bytes_registry;
-            job.bytes_elsewhere += result.bytes_elsewhere;
-        }
-        if event.state == Reported::Failed {
-            let (kind, message) = match &event.failure {
-                Some(failure) => (failure.kind, failure.message.as_str()),
-                None => (FailureKind::Internal, "the worker gave no reason"),
-            };
-            self.note_failure(pull, kind, event.attempt, message);
+    /// A fact of a node that is not part of the job now, and may be again.
+    fn note_outside(&mut self, pull: PullIndex, event: &TaskEvent) {
+        let key = (pull.node, pull.image);
+        let Some(job) = self.jobs.get_mut(&pull.job) else {
+            return;
+        };
+        if let Entry::Vacant(entry) = job.outside.entry(key) {
+            entry.insert(given_up(event));
+            self.note_bytes(pull.job, event);
         }
     }
 
-    pub(super) fn note_failure(
-        &mut self,
-        pull: PullIndex,
-        kind: FailureKind,
-        attempts: u32,
-        message: &str,
-    ) {
-        if let Some(job) = self.jobs.get_mut(&pull.job) {
-            let failures = job.failures.entry(kind).or_default();
-            failures.pulls.insert((pull.node, pull.image), attempts);
-            if failures.message.is_empty() {
-                message.clone_into(&mut failures.message);
-            }
+    fn note_bytes(&mut self, id: JobId, event: &TaskEvent) {
+        if let (Some(job), Some(result)) = (self.jobs.get_mut(&id), &event.result) {
+            job.bytes_registry += result.bytes_registry;
+            job.bytes_elsewhere += result.bytes_elsewhere;
         }
     }
+
+    pub(super) fn note_failure(&mut self, pull: PullIndex, given_up: GivenUp) {
+        if let Some(job) = self.jobs.get_mut(&pull.job) {
+            job.note_failure(pull.node, pull.image, given_up);
+        }
+    }
+}
+
+/// Why the worker gave the pull up; `None` if it did not.
+fn given_up(event: &TaskEvent) -> Option<GivenUp> {
+    if event.state != Reported::Failed {
+        return None;
+    }
+    let (kind, message) = match &event.failure {
+        Some(failure) => (failure.kind, failure.message.as_str()),
+        None => (FailureKind::Internal, "the worker gave no reason"),
+    };
+    Some(GivenUp {
+        kind,
+        attempts: event.attempt,
+        message: message.to_owned(),
+    })
 }

@@ -189,8 +189,13 @@ impl Job {
             .filter(|image| image.digest.is_none())
             .count();
         if unresolved > 0 && !self.is_finished() {
+            let images = if unresolved == 1 {
+                "image is"
+            } else {
+                "images are"
+            };
             text.push_str(&format!(
-                ", {unresolved} images resolved by each node for itself"
+                ", {unresolved} {images} resolved by each node for itself"
             ));
         }
         text
@@ -269,6 +274,7 @@ impl Job {
                 String::new()
             },
             pulls: std::collections::BTreeMap::new(),
+            outside: std::collections::BTreeMap::new(),
             counts: if finished {
                 status.counts
             } else {

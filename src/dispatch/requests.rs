@@ -106,6 +106,7 @@ impl Dispatcher {
             events_after: self.last_event,
             message: String::new(),
             pulls: std::collections::BTreeMap::new(),
+            outside: std::collections::BTreeMap::new(),
             counts: Counts::default(),
             nodes: NodeCounts::default(),
             pending_absent: 0,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::input::Effect;
-use super::job::{Job, PullState, Stage};
+use super::job::{GivenUp, Job, PullState, Stage};
 use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
 use super::timers::Timer;
@@ -138,12 +138,20 @@ impl Dispatcher {
         }
     }
 
-    fn fail(&mut self, pull: PullIndex, kind: FailureKind, message: &str) {
+    /// Gives an unfinished pull up; says what came free.
+    fn fail(&mut self, pull: PullIndex, kind: FailureKind, message: &str) -> Vec<Resource> {
+        let mut freed = Vec::new();
         if let Some(state) = self.state_of(pull).filter(|state| !state.is_terminal()) {
-            self.leave_slots(pull, state);
+            freed = self.leave_slots(pull, state);
             self.set_state(pull, PullState::Failed);
-            self.note_failure(pull, kind, 0, message);
+            let given_up = GivenUp {
+                kind,
+                attempts: 0,
+                message: message.to_owned(),
+            };
+            self.note_failure(pull, given_up);
         }
+        freed
     }
 
     pub(super) fn check_deadline(&mut self, now: Timestamp, id: JobId, effects: &mut Vec<Effect>) {
@@ -171,19 +179,12 @@ impl Dispatcher {
         let mut freed = Vec::new();
         let revoked = self.active_of(id);
         for pull in unfinished(id, job) {
-            let Some(state) = self.state_of(pull) else {
-                continue;
-            };
-            freed.extend(self.leave_slots(pull, state));
-            match why {
-                CutShort::Deadline => {
-                    self.set_state(pull, PullState::Failed);
-                    let message = "the job's deadline passed before the pull ended";
-                    self.note_failure(pull, FailureKind::DeadlineExceeded, 0, message);
-                }
-                CutShort::FailedTooOften | CutShort::Cancelled => {
-                    self.set_state(pull, PullState::Cancelled);
-                }
+            if why == CutShort::Deadline {
+                let message = "the job's deadline passed before the pull ended";
+                freed.extend(self.fail(pull, FailureKind::DeadlineExceeded, message));
+            } else if let Some(state) = self.state_of(pull) {
+                freed.extend(self.leave_slots(pull, state));
+                self.set_state(pull, PullState::Cancelled);
             }
         }
         let outcome = match why {
@@ -224,6 +225,7 @@ impl Dispatcher {
         }
         if let Some(job) = self.jobs.get_mut(&id) {
             job.pulls.clear();
+            job.outside.clear();
             job.failures.clear();
         }
         self.slots.remove(Resource::Job(id));

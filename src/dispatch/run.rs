@@ -24,6 +24,8 @@ const LEASE_KEY: &str = "dispatcher";
 const TOPOLOGY_RETRY: Duration = Duration::from_secs(2);
 /// Pause before leading again after a leadership failed, doubled each time.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// Time between two looks for lost tasks.
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// Longest such pause.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,8 @@ pub struct DispatcherSettings {
     pub registry: Option<Registry>,
     /// Time without a renewal after which another dispatcher may lead.
     pub lease: Duration,
+    /// Time between two looks for tasks that somebody removed from the task stream.
+    pub audit_every: Duration,
 }
 
 impl DispatcherSettings {
@@ -52,6 +56,7 @@ impl DispatcherSettings {
             limits: Settings::default(),
             registry: None,
             lease: DEFAULT_LEASE,
+            audit_every: AUDIT_EVERY,
         }
     }
 }
@@ -187,7 +192,7 @@ impl Keeper {
         let yielded = CancellationToken::new();
         let task = tokio::spawn(lead(
             self.bus.clone(),
-            self.settings.limits,
+            (self.settings.limits, self.settings.audit_every),
             self.resolver.clone(),
             self.permission.clone(),
             yielded.clone(),

@@ -103,6 +103,7 @@ impl Dispatcher {
                 self.registered(now, node, *registration, reply, effects);
             }
             Input::Heartbeat { node, heartbeat } => self.heartbeat(now, &node, &heartbeat, effects),
+            Input::Kept { keys, as_of } => self.release_what_is_lost(&keys, as_of, effects),
             Input::Tick => {}
         }
         if self.leading {
@@ -128,6 +129,16 @@ impl Dispatcher {
             .map(|job| job.events_after)
             .min()
             .unwrap_or(u64::MAX)
+    }
+
+    /// The newest message known to be in the task stream, if any pull is out: what to look for there.
+    #[must_use]
+    pub fn has_out(&self) -> Option<u64> {
+        let out = self
+            .jobs
+            .values()
+            .any(|job| job.counts.active > 0 && !job.is_finished());
+        out.then_some(self.last_task)
     }
 
     fn fire_timers(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {

@@ -1,3 +1,12 @@
-//! The dispatcher's claims, one test each.
+//! The dispatcher's claims, one test each, over a perfect broker ([`cell`]).
 
+mod cell;
+mod ends;
+mod facts;
 mod lease;
+mod lifecycle;
+mod limits;
+mod nodes;
+mod requests;
+mod rounds;
+mod takeover;

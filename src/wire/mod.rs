@@ -4,6 +4,7 @@
 //! a list of problems with their places, never a panic. `schemas/` is generated from these types.
 
 pub mod api;
+pub mod asyncapi;
 pub mod command;
 pub mod event;
 pub mod manifest;

@@ -13,7 +13,7 @@ use crate::domain::job::JobSpec;
 
 /// A native manifest, as a user writes it.
 #[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct JobManifest {
     /// Always `prewarm.dev/v1`.
     #[schemars(extend("const" = "prewarm.dev/v1"))]
@@ -29,6 +29,7 @@ struct JobManifest {
 
 /// What a user says of a job beside its specification.
 #[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct ManifestMetadata {
     /// The job's name: submitting the same name again edits the job.
     name: crate::domain::name::JobName,
@@ -41,8 +42,8 @@ struct ManifestMetadata {
 #[must_use]
 pub fn all() -> Vec<(&'static str, Schema)> {
     vec![
-        ("job", of::<JobManifest>()),
-        ("job-command", of::<JobCommand>()),
+        ("job", written_by_users::<JobManifest>()),
+        ("job-command", written_by_users::<JobCommand>()),
         ("task", of::<PullTask>()),
         ("task-event", of::<Event<TaskEvent>>()),
         ("job-event", of::<Event<JobEvent>>()),
@@ -55,14 +56,22 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("revocation", of::<Revocation>()),
         ("progress", of::<ProgressMessage>()),
         ("api-stored", of::<Stored>()),
-        ("api-named", of::<Named>()),
-        ("api-page", of::<Page>()),
+        ("api-named", written_by_users::<Named>()),
+        ("api-page", written_by_users::<Page>()),
         ("api-jobs", of::<Jobs>()),
         ("api-nodes", of::<Nodes>()),
         ("api-description", of::<Description>()),
     ]
 }
 
+/// What has a default may be left out.
+fn written_by_users<T: JsonSchema>() -> Schema {
+    SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<T>()
+}
+
+/// What we write: fields with a default are always there.
 fn of<T: JsonSchema>() -> Schema {
     SchemaSettings::draft2020_12()
         .for_serialize()

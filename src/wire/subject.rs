@@ -306,6 +306,12 @@ impl Subjects {
         }
     }
 
+    /// Every fact about every pull of a node: `prewarm.event.task.*.<node>.*`.
+    #[must_use]
+    pub fn task_events_of_node(&self, node: &NodeName) -> String {
+        format!("{}.event.task.*.{}.*", self.prefix, node.token())
+    }
+
     /// Where a fact about a job is published: `prewarm.event.job.<job>.<type>`.
     #[must_use]
     pub fn job_event(&self, job: Option<&JobName>, kind: &str) -> String {

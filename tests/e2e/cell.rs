@@ -29,7 +29,9 @@ pub(crate) struct Node {
 impl Cell {
     pub(crate) async fn start(version: NatsVersion) -> Self {
         let (nats, registry) = tokio::join!(NatsServer::start(version), Registry::start());
-        let dispatcher = dispatcher(&nats);
+        let mut dispatcher = dispatcher(&nats);
+        // Before, there is no stream that would keep what is published.
+        dispatcher.logs("leading", LIMIT).await;
         Self {
             nats,
             registry,

@@ -22,6 +22,7 @@ use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::wait::{eventually, within};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+const AUDIT_EVERY: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_millis(600);
 
 pub(crate) struct Cell {
@@ -40,6 +41,7 @@ impl Cell {
         let bus = Bus::new(self.server.client().await, Subjects::default());
         let mut settings = DispatcherSettings::new(instance.to_owned());
         settings.lease = LEASE;
+        settings.audit_every = AUDIT_EVERY;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(bus, settings, shutdown.clone()));
         Dispatcher { task, shutdown }

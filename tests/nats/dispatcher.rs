@@ -120,6 +120,33 @@ async fn a_broker_that_restarts_costs_no_job() {
 }
 
 #[tokio::test]
+async fn tasks_that_somebody_purges_are_released_again() {
+    let cell = Cell::start(NatsVersion::V2_15).await;
+    let dispatcher = cell.dispatcher("one").await;
+    // It does not take its task before the stream is emptied.
+    let node = cell.register("node", json!({}), false).await;
+    drop(node);
+    cell.submit("base", json!({"images": ["r.invalid/a"]}))
+        .await;
+    eventually("the task to be released", LIMIT, async || {
+        cell.tasks_left().await == 1
+    })
+    .await;
+    let tasks = cell
+        .bus
+        .jetstream
+        .get_stream("PREWARM_TASKS")
+        .await
+        .unwrap();
+    assert_eq!(tasks.purge().await.unwrap().purged, 1);
+    let mut node = cell.register("node", json!({}), true).await;
+    node.succeed().await;
+    let completed = cell.event(Some("base"), JobEventKind::Completed).await;
+    assert_eq!(completed.data.counts.unwrap().succeeded, 1);
+    dispatcher.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_rejected_with_every_problem() {
     let cell = Cell::start(NatsVersion::V2_15).await;
     let dispatcher = cell.dispatcher("one").await;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
-use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use futures::StreamExt as _;
 use prewarm::bus::pull::{Answer, Delivery, PullTimes, Pulled, Puller};
 
 use crate::support::nats::{NatsServer, NatsVersion};
-use crate::support::wait::within;
+use crate::support::wait::{eventually, within};
 
 on_every_generation!(
     overlapping_requests_add_up,
@@ -74,6 +74,19 @@ impl Stream {
         self.puller.request("S", "C", batch).await.unwrap();
     }
 
+    /// Waits until the consumer knows of the request.
+    async fn waiting(&self) {
+        let stream = self.context.get_stream("S").await.unwrap();
+        let mut consumer: PullConsumer = stream.get_consumer("C").await.unwrap();
+        eventually("a request to wait at the consumer", LIMIT, async || {
+            consumer
+                .info()
+                .await
+                .is_ok_and(|info| info.num_waiting == 1)
+        })
+        .await;
+    }
+
     async fn next(&mut self) -> Pulled {
         within(
             LIMIT,
@@ -137,8 +150,8 @@ async fn a_quiet_consumer_is_not_a_lost_one(version: NatsVersion) {
     assert!(began.elapsed() > TIMES.idle_heartbeat * 5);
 }
 
-async fn lost(mut stream: Stream, limit: Duration) -> String {
-    match within(limit, "the consumer to count as lost", stream.puller.next()).await {
+async fn lost(mut stream: Stream) -> String {
+    match within(LIMIT, "the consumer to count as lost", stream.puller.next()).await {
         Pulled::Lost { reason } => reason,
         other => panic!("{other:?}"),
     }
@@ -147,20 +160,20 @@ async fn lost(mut stream: Stream, limit: Duration) -> String {
 async fn a_consumer_that_never_was_is_lost_at_once(version: NatsVersion) {
     let mut stream = Stream::new(version).await;
     stream.puller.request("S", "other", 1).await.unwrap();
-    let reason = lost(stream, TIMES.idle_heartbeat * 2).await;
+    let reason = lost(stream).await;
     assert!(reason.contains("503"), "{reason}");
 }
 
 async fn a_consumer_that_is_deleted_is_lost_at_once(version: NatsVersion) {
     let mut stream = Stream::new(version).await;
     stream.request(1).await;
-    stream.client.flush().await.unwrap();
+    stream.waiting().await;
     stream
         .context
         .delete_consumer_from_stream("C", "S")
         .await
         .unwrap();
-    let reason = lost(stream, TIMES.idle_heartbeat * 2).await;
+    let reason = lost(stream).await;
     assert!(reason.contains("409"), "{reason}");
 }
 
@@ -171,7 +184,7 @@ async fn a_consumer_that_says_nothing_is_lost(version: NatsVersion) {
     let mut mute = stream.client.subscribe(subject).await.unwrap();
     stream.puller.request("S", "mute", 1).await.unwrap();
     within(LIMIT, "the request", mute.next()).await.unwrap();
-    let reason = lost(stream, LIMIT).await;
+    let reason = lost(stream).await;
     assert!(reason.contains("nothing"), "{reason}");
 }
 
@@ -230,7 +243,7 @@ async fn answers_are_understood(version: NatsVersion) {
 async fn after_a_reset_nothing_is_delivered(version: NatsVersion) {
     let mut stream = Stream::new(version).await;
     stream.request(1).await;
-    stream.client.flush().await.unwrap();
+    stream.waiting().await;
     stream.puller.reset();
     stream.client.flush().await.unwrap();
     stream.publish("s.1").await;

@@ -385,53 +385,21 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
     worker.stop().await;
 }
 
-/// The accounts of the contract: workers reach nothing of JetStream but their consumers.
-const ACCOUNTS: &str = r#"
-accounts {
-  CORE {
-    jetstream: enabled
-    users: [{user: core, password: core}]
-    exports: [
-      {service: "$JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.*", response_type: stream}
-      {service: "$JS.ACK.PREWARM_TASKS.>"}
-      {service: "$JS.ACK.*.*.PREWARM_TASKS.>"}
-      {service: "prewarm.event.task.>"}
-      {service: "prewarm.worker.*"}
-      {service: "prewarm.heartbeat.*"}
-      {service: "prewarm.progress.>"}
-      {stream: "prewarm.revoke.*"}
-    ]
-  }
-  NODES {
-    users: [{user: node, password: node, permissions: {
-      publish: ["$JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.node-1", "$JS.ACK.PREWARM_TASKS.node-1.>",
-        "$JS.ACK.*.*.PREWARM_TASKS.node-1.>", "prewarm.event.task.*.node-1.*", "prewarm.worker.node-1",
-        "prewarm.heartbeat.node-1", "prewarm.progress.*.node-1.*"]
-      subscribe: ["_INBOX_node-1.>", "prewarm.revoke.node-1"]
-    }}]
-    imports: [
-      {service: {account: CORE, subject: "$JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.*"}}
-      {service: {account: CORE, subject: "$JS.ACK.PREWARM_TASKS.>"}}
-      {service: {account: CORE, subject: "$JS.ACK.*.*.PREWARM_TASKS.>"}}
-      {service: {account: CORE, subject: "prewarm.event.task.>"}}
-      {service: {account: CORE, subject: "prewarm.worker.*"}}
-      {service: {account: CORE, subject: "prewarm.heartbeat.*"}}
-      {service: {account: CORE, subject: "prewarm.progress.>"}}
-      {stream: {account: CORE, subject: "prewarm.revoke.*"}}
-    ]
-  }
+/// The configuration that is shipped, with its passwords.
+fn shipped_accounts() -> String {
+    let accounts = include_str!("../../deploy/nats/accounts.conf");
+    format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\n{accounts}")
 }
-"#;
 
 async fn a_worker_in_an_account_without_jetstream_works(version: NatsVersion) {
-    let server = NatsServer::start_with(version, ACCOUNTS).await;
+    let server = NatsServer::start_with(version, &shipped_accounts()).await;
     let url = server.url();
-    let options = |user: &str| {
-        async_nats::ConnectOptions::with_user_and_password(user.to_owned(), user.to_owned())
+    let options = |user: &str, password: &str| {
+        async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
     };
-    let core = options("core").connect(&url).await.unwrap();
-    let of_node = options("node")
-        .custom_inbox_prefix("_INBOX_node-1")
+    let core = options("core", "core").connect(&url).await.unwrap();
+    let of_node = options("node-1", "node")
+        .custom_inbox_prefix("_INBOX.node-1")
         .connect(&url)
         .await
         .unwrap();

@@ -18,6 +18,7 @@ use containerd_client::services::v1::{Plugin, PluginsRequest};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::{Channel, Endpoint};
 use containerd_client::tonic::{Code, Request, Response, Status};
+use k8s_cri::v1::image_service_client::ImageServiceClient;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Platform;
@@ -123,6 +124,14 @@ impl Client {
 
     pub(super) fn diff(&self) -> DiffClient<Channel> {
         DiffClient::new(self.channel.clone())
+    }
+
+    pub(super) fn cri_images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+
+    pub(super) fn is_in_namespace(&self, name: &str) -> bool {
+        self.namespace == name
     }
 
     /// Waits for the answer to a call that only changes or reads a record.

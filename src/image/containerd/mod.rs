@@ -2,12 +2,13 @@
 //! left.
 //!
 //! A pull is planned (what does the tag mean, what of it is there), then performed under a lease:
-//! [`fetch`] brings blobs into the content store, [`unpack`] turns layers into snapshots, [`names`]
+//! `fetch` brings blobs into the content store, `unpack` turns layers into snapshots, `names`
 //! makes the image visible. Only what is complete and verified gets a name. Whatever happens, the
 //! lease is ended by a task of its own, so that a caller that goes away leaves nothing behind.
 
 mod client;
 mod content;
+mod cri;
 mod disk;
 mod fetch;
 mod flights;

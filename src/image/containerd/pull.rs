@@ -14,7 +14,7 @@ use super::meter::Meter;
 use super::native::{Native, Scratch};
 use super::plan::{self, Image, Page};
 use super::presence::{self, MAX_CONFIG_BYTES, Present};
-use super::{Containerd, Shared, disk, names, unpack};
+use super::{Containerd, Shared, cri, disk, names, unpack};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::domain::job::ImagePullPolicy;
@@ -231,7 +231,6 @@ impl Pull<'_> {
             Some(scratch) => self.stream(&fetcher, scratch, started).await?,
             None => self.fetch_and_unpack(&fetcher, started).await?,
         };
-        let unpacking = Instant::now();
         self.name().await?;
         let Traffic {
             registry,
@@ -249,10 +248,7 @@ impl Pull<'_> {
             bytes_present: present,
             resolve: self.plan.resolve,
             download,
-            unpack: started
-                .elapsed()
-                .saturating_sub(download)
-                .max(unpacking.elapsed()),
+            unpack: started.elapsed().saturating_sub(download),
             engine: Some(engine),
         })
     }
@@ -305,8 +301,12 @@ impl Pull<'_> {
         let is_image = image.manifest.is_image();
         let config = is_image.then_some(&image.manifest.config.digest);
         let labels = names::labels(request);
-        for name in names::all(&request.image, &image.target().digest, config) {
-            names::set(&self.lease.client, &name, image.target(), &labels).await?;
+        let names = names::all(&request.image, &image.target().digest, config);
+        for name in &names {
+            names::set(&self.lease.client, name, image.target(), &labels).await?;
+        }
+        if let (Some(config), Some(last)) = (config, names.last()) {
+            cri::wait_until_seen(&self.lease.client, last, config).await;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! what it refuses is refused here. Nothing an archive says can reach outside the directory: paths are
 //! resolved within it, and every file is made by a single name in a directory that is held open.
 
+mod attributes;
 mod error;
 mod extended;
 mod extract;

@@ -1,0 +1,80 @@
+//! `describe`: one job or node with everything there is to say about it.
+
+mod facts;
+mod job;
+mod node;
+#[cfg(test)]
+mod tests;
+mod waits;
+
+use super::args::{DescribeArgs, Kind};
+use super::exit::Failure;
+use super::journal::{self, From, Journal};
+use super::output::print;
+use super::{now, verbs};
+use crate::bus::Bus;
+use crate::domain::name::{JobName, NodeName};
+use crate::wire::event::{Event, TaskEvent};
+use crate::wire::record::{JobRecord, NodeRecord};
+use facts::RunFacts;
+use node::NodePulls;
+
+/// `prewarm describe`.
+///
+/// # Errors
+/// The name is none, nothing has it, or the broker does not answer.
+pub async fn run(bus: &Bus, args: &DescribeArgs) -> Result<(), Failure> {
+    let text = match args.kind {
+        Kind::Jobs => describe_job(bus, &verbs::job_name(&args.name)?).await?,
+        Kind::Nodes => {
+            let name = args
+                .name
+                .parse()
+                .map_err(|error| Failure::input(format!("node name: {error}")))?;
+            describe_node(bus, &name).await?
+        }
+    };
+    print(&text)
+}
+
+async fn describe_job(bus: &Bus, name: &JobName) -> Result<String, Failure> {
+    let key = name.token();
+    let mut records: Vec<JobRecord> =
+        journal::records(bus, &bus.subjects.jobs_bucket(), Some(&key)).await?;
+    let record = records
+        .pop()
+        .ok_or_else(|| Failure::input(format!("there is no job {name}")))?;
+    let nodes: Vec<NodeRecord> = journal::records(bus, &bus.subjects.nodes_bucket(), None).await?;
+    let stream = journal::stream(bus, &bus.subjects.events_stream()).await?;
+    let subjects = vec![bus.subjects.task_events(Some(name))];
+    let mut events =
+        Journal::open(&stream, subjects, From::After(record.status.events_after)).await?;
+    let mut facts = RunFacts::default();
+    while let Some(entry) = events.next_stored().await? {
+        match serde_json::from_slice::<Event<TaskEvent>>(&entry.payload) {
+            Ok(event) if event.data.run == record.run() => facts.add(&event.data),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(subject = entry.subject, %error, "not an event of ours"),
+        }
+    }
+    Ok(job::text(&record, &nodes, &facts, now()))
+}
+
+async fn describe_node(bus: &Bus, name: &NodeName) -> Result<String, Failure> {
+    let key = name.token();
+    let mut records: Vec<NodeRecord> =
+        journal::records(bus, &bus.subjects.nodes_bucket(), Some(&key)).await?;
+    let record = records
+        .pop()
+        .ok_or_else(|| Failure::input(format!("there is no node {name}")))?;
+    let stream = journal::stream(bus, &bus.subjects.events_stream()).await?;
+    let subjects = vec![bus.subjects.task_events_of_node(name)];
+    let mut events = Journal::open(&stream, subjects, From::Last).await?;
+    let mut pulls = NodePulls::default();
+    while let Some(entry) = events.next_stored().await? {
+        if let Ok(event) = serde_json::from_slice::<Event<TaskEvent>>(&entry.payload) {
+            pulls.add(&event);
+        }
+    }
+    Ok(node::text(&record, &pulls, now()))
+}

@@ -1,0 +1,266 @@
+//! The roles: settings become what `dispatch` and `work` take, and the process runs until it is stopped.
+
+use std::sync::{Arc, OnceLock};
+
+use async_nats::Client;
+use async_nats::connection::State;
+use tokio_util::sync::CancellationToken;
+
+use super::args::{DispatcherRoleArgs, WorkerRoleArgs};
+use super::exit::Failure;
+use super::settings::Check;
+use super::settings::registry::{RegistrySettings, home};
+use super::settings::worker::{NodeSettings, RuntimeChoice};
+use super::{Invocation, signals};
+use crate::bus::Bus;
+use crate::bus::connect::{ConnectSettings, connect_role};
+use crate::dispatch::run::{DispatcherError, DispatcherSettings};
+use crate::image::Runtime;
+use crate::image::containerd::{Containerd, ContainerdConfig};
+use crate::image::registry::{Registry, RegistryConfig};
+use crate::image::simulated::{Simulated, SimulatedConfig};
+use crate::telemetry::{process, serve};
+use crate::work::run::{WorkerError, WorkerSettings};
+
+/// `prewarm dispatcher`.
+///
+/// # Errors
+/// Bad settings, or a broker that cannot hold a cell.
+pub async fn dispatcher(invocation: &Invocation, args: &DispatcherRoleArgs) -> Result<(), Failure> {
+    let mut check = invocation.check();
+    let broker = invocation.broker(&mut check);
+    let settings = dispatcher_settings(args, &mut check);
+    let (broker, settings) = check.done(broker.zip(settings))?;
+    let shutdown = signals::shutdown_on_signals()?;
+    let role = Role::begin(invocation, &shutdown).await?;
+    let name = format!("prewarm dispatcher {}", settings.instance);
+    let bus = role.connect(&broker, &name, &shutdown).await?;
+    tracing::info!(instance = settings.instance, "the dispatcher starts");
+    dispatch(bus, settings, shutdown).await?;
+    tracing::info!("the dispatcher has ended");
+    Ok(())
+}
+
+/// The dispatcher and its request/reply service, until the token is cancelled or one of them cannot go on.
+///
+/// # Errors
+/// Why it cannot.
+pub async fn dispatch(
+    bus: Bus,
+    settings: DispatcherSettings,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let service = async {
+        let served = crate::api::run(bus.clone(), shutdown.clone()).await;
+        served
+            .map_err(|error| Failure::unreachable(error.to_string()))
+            .inspect_err(|_| shutdown.cancel())
+    };
+    let dispatcher = async {
+        let ran = crate::dispatch::run::run(bus.clone(), settings, shutdown.clone()).await;
+        ran.map_err(Failure::from)
+            .inspect_err(|_| shutdown.cancel())
+    };
+    let (dispatcher, service) = tokio::join!(dispatcher, service);
+    dispatcher.and(service)
+}
+
+/// `prewarm worker`.
+///
+/// # Errors
+/// Bad settings, or a runtime that does not answer.
+pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<(), Failure> {
+    let mut check = invocation.check();
+    let broker = invocation.broker(&mut check);
+    let node = node(args, &mut check);
+    let (broker, node) = check.done(broker.zip(node))?;
+    let shutdown = signals::shutdown_on_signals()?;
+    let runtime = node.runtime()?;
+    // Asked before the broker, which may be waited for: a wrong socket is told at once.
+    runtime.probe().await.map_err(WorkerError::Runtime)?;
+    let role = Role::begin(invocation, &shutdown).await?;
+    let settings = node.settings();
+    let broker = for_node(broker, &settings);
+    let bus = role
+        .connect(
+            &broker,
+            &format!("prewarm worker {}", settings.node),
+            &shutdown,
+        )
+        .await?;
+    tracing::info!(node = %settings.node, "the worker starts");
+    crate::work::run::run(bus, runtime, settings, shutdown).await?;
+    tracing::info!("the worker has ended");
+    Ok(())
+}
+
+/// A worker's answers come under its own node's name, so that permissions can say so.
+#[must_use]
+pub fn for_node(mut broker: ConnectSettings, settings: &WorkerSettings) -> ConnectSettings {
+    let own = || format!("_INBOX.{}", settings.node.token());
+    broker.inbox_prefix.get_or_insert_with(own);
+    broker
+}
+
+/// What every role has beside its work: metrics, health, and the broker they depend on.
+pub struct Role {
+    client: Arc<OnceLock<Client>>,
+}
+
+impl Role {
+    /// Serves metrics and health, if a port was asked for.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn begin(
+        invocation: &Invocation,
+        shutdown: &CancellationToken,
+    ) -> Result<Self, Failure> {
+        let client: Arc<OnceLock<Client>> = Arc::default();
+        if let Some(address) = invocation.telemetry.metrics {
+            let broker = Arc::clone(&client);
+            let ready = move || match broker.get().map(Client::connection_state) {
+                Some(State::Connected) => Ok(()),
+                Some(State::Pending | State::Disconnected) | None => {
+                    Err("the broker is not connected".to_owned())
+                }
+            };
+            let registry =
+                process::registry().map_err(|error| Failure::input(error.to_string()))?;
+            serve::serve(address, registry, Arc::new(ready), shutdown.clone())
+                .await
+                .map_err(|error| Failure::input(format!("{error}: {}", error.source)))?;
+        }
+        Ok(Self { client })
+    }
+
+    /// Connects, however long it takes.
+    ///
+    /// # Errors
+    /// A file of the settings cannot be used, or the role was stopped.
+    pub async fn connect(
+        &self,
+        broker: &ConnectSettings,
+        name: &str,
+        shutdown: &CancellationToken,
+    ) -> Result<Bus, Failure> {
+        let bus = connect_role(broker, name, shutdown).await?;
+        // The first connection is the one that counts.
+        let _ = self.client.set(bus.client.clone());
+        Ok(bus)
+    }
+}
+
+/// Checks the dispatcher's settings.
+pub fn dispatcher_settings(
+    args: &DispatcherRoleArgs,
+    check: &mut Check<'_>,
+) -> Option<DispatcherSettings> {
+    let choices = args.dispatcher.check(check);
+    let registry = registry(args.registries.check(home(), check));
+    let choices = choices?;
+    let defaults = DispatcherSettings::new(instance());
+    Some(DispatcherSettings {
+        topology: choices.topology,
+        limits: choices.limits,
+        lease: choices.lease.unwrap_or(defaults.lease),
+        registry: Some(registry),
+        ..defaults
+    })
+}
+
+/// Names this process; no other and no later one has the same.
+fn instance() -> String {
+    let id: u32 = rand::random();
+    format!("{}-{id:08x}", host_name())
+}
+
+/// This machine's name.
+#[must_use]
+pub fn host_name() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+/// A client of registries with the node's own set-up.
+#[must_use]
+pub fn registry(settings: RegistrySettings) -> Registry {
+    Registry::new(RegistryConfig {
+        hosts_dirs: settings.hosts_dirs,
+        docker_config: settings.docker_config,
+        secrets_dir: Some(settings.secrets_dir),
+    })
+}
+
+/// A node, its runtime, and how that reaches registries.
+#[derive(Clone)]
+pub struct Node {
+    /// The node.
+    pub node: NodeSettings,
+    registries: RegistrySettings,
+    simulated: SimulatedConfig,
+}
+
+/// Checks a worker's settings.
+pub fn node(args: &WorkerRoleArgs, check: &mut Check<'_>) -> Option<Node> {
+    let node = args.worker.check(&host_name(), check);
+    let registries = args.registries.check(home(), check);
+    let simulated = args.simulated.check(check);
+    Some(Node {
+        node: node?,
+        registries,
+        simulated: simulated?,
+    })
+}
+
+impl Node {
+    /// What its worker is told.
+    #[must_use]
+    pub fn settings(&self) -> WorkerSettings {
+        WorkerSettings {
+            labels: self.node.labels.clone(),
+            capacity: self.node.capacity,
+            ..WorkerSettings::new(self.node.node.clone())
+        }
+    }
+
+    /// Where its images go.
+    ///
+    /// # Errors
+    /// The runtime's address cannot be one.
+    pub fn runtime(&self) -> Result<Runtime, Failure> {
+        Ok(match &self.node.runtime {
+            RuntimeChoice::Simulated => Runtime::Simulated(Simulated::new(SimulatedConfig {
+                node: self.node.node.to_string(),
+                ..self.simulated.clone()
+            })),
+            RuntimeChoice::Containerd(containerd) => {
+                let config = ContainerdConfig {
+                    address: containerd.address.clone(),
+                    namespace: containerd.namespace.clone(),
+                    snapshotter: containerd.snapshotter.clone(),
+                    min_free_disk: self.node.min_free_disk,
+                    registry: registry(self.registries.clone()),
+                };
+                Runtime::Containerd(Containerd::connect(config).map_err(WorkerError::Runtime)?)
+            }
+        })
+    }
+}
+
+impl From<DispatcherError> for Failure {
+    fn from(error: DispatcherError) -> Self {
+        Self::unreachable(error.to_string())
+    }
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        let advice = match &error {
+            WorkerError::Runtime(_) => {
+                "check --containerd-address and --snapshotter, and that this user may open the socket (root may)"
+            }
+            WorkerError::Broker { .. } => "",
+        };
+        Self::unreachable(error.to_string()).advise(advice)
+    }
+}

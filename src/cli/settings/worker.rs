@@ -1,0 +1,326 @@
+//! What a worker is told of its node and of the runtime it pulls into.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::{Check, given};
+use crate::domain::name::NodeName;
+use crate::domain::node::MAX_CAPACITY;
+use crate::domain::selector::{check_label_key, check_label_value};
+use crate::image::size::DiskReserve;
+
+/// The node and its runtime.
+#[derive(clap::Args, Clone, Default)]
+#[command(next_help_heading = "Node")]
+pub struct WorkerArgs {
+    /// The node's name [default: the host name]
+    #[arg(long, env = "PREWARM_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Labels for selectors: k=v,k=v
+    #[arg(long, env = "PREWARM_LABELS", value_name = "LABELS")]
+    pub labels: Option<String>,
+    /// Pulls at once
+    #[arg(
+        long,
+        env = "PREWARM_CAPACITY",
+        value_name = "NUMBER",
+        default_value = "3"
+    )]
+    pub capacity: String,
+    /// Bytes a second all pulls of the node may take together [default: no limit]
+    #[arg(long, env = "PREWARM_BANDWIDTH_LIMIT", value_name = "BYTES")]
+    pub bandwidth_limit: Option<String>,
+    /// How much of the disk of images stays free: a percentage, or bytes
+    #[arg(
+        long,
+        env = "PREWARM_MIN_FREE_DISK",
+        value_name = "SPACE",
+        default_value = "10%"
+    )]
+    pub min_free_disk: String,
+    /// containerd, or simulated for a look without root
+    #[arg(
+        long,
+        env = "PREWARM_RUNTIME",
+        value_name = "RUNTIME",
+        default_value = "containerd"
+    )]
+    pub runtime: String,
+    /// Which containerd.
+    #[command(flatten)]
+    pub containerd: ContainerdArgs,
+}
+
+/// Which containerd, and what of it.
+#[derive(clap::Args, Clone, Default)]
+pub struct ContainerdArgs {
+    /// containerd's socket
+    #[arg(
+        long,
+        env = "PREWARM_CONTAINERD_ADDRESS",
+        value_name = "SOCKET",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub containerd_address: String,
+    /// containerd's namespace: Kubernetes' is k8s.io
+    #[arg(
+        long,
+        env = "PREWARM_CONTAINERD_NAMESPACE",
+        value_name = "NAME",
+        default_value = "k8s.io"
+    )]
+    pub containerd_namespace: String,
+    /// containerd's snapshotter
+    #[arg(
+        long,
+        env = "PREWARM_SNAPSHOTTER",
+        value_name = "NAME",
+        default_value = "overlayfs"
+    )]
+    pub snapshotter: String,
+}
+
+/// Where images go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RuntimeChoice {
+    /// Into containerd.
+    Containerd(ContainerdSettings),
+    /// Nowhere.
+    Simulated,
+}
+
+/// Which containerd, and what of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContainerdSettings {
+    /// Its socket.
+    pub address: PathBuf,
+    /// The namespace the images go to.
+    pub namespace: String,
+    /// The snapshotter they are unpacked with.
+    pub snapshotter: String,
+}
+
+/// Checked settings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeSettings {
+    /// The node's name.
+    pub node: NodeName,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Pulls at once.
+    pub capacity: u32,
+    /// How much of the images' disk stays free.
+    pub min_free_disk: DiskReserve,
+    /// Where images go.
+    pub runtime: RuntimeChoice,
+}
+
+impl WorkerArgs {
+    /// Checks the settings; `host_name` is this machine's.
+    pub fn check(&self, host_name: &str, check: &mut Check<'_>) -> Option<NodeSettings> {
+        let node = match given(self.node.as_deref()) {
+            Some(name) => check.parsed("node", Some(name)),
+            None => self.node_of_host(host_name, check),
+        };
+        let labels = labels("labels", given(self.labels.as_deref()), check);
+        let capacity = check.number("capacity", Some(&self.capacity), (1, MAX_CAPACITY));
+        if given(self.bandwidth_limit.as_deref()).is_some() {
+            check.problem("bandwidth-limit", "this version cannot limit the bandwidth of pulls yet; limit how many there are with capacity or a job's parallelism");
+        }
+        let min_free_disk = check.parsed("min-free-disk", Some(&self.min_free_disk));
+        let runtime = match self.runtime.trim() {
+            "containerd" => self.containerd.check(check).map(RuntimeChoice::Containerd),
+            "simulated" => Some(RuntimeChoice::Simulated),
+            other => {
+                check.problem(
+                    "runtime",
+                    format!("{other:?} is neither containerd nor simulated"),
+                );
+                None
+            }
+        };
+        Some(NodeSettings {
+            node: node?,
+            labels,
+            capacity: capacity?,
+            min_free_disk: min_free_disk?,
+            runtime: runtime?,
+        })
+    }
+
+    /// A host name may have upper-case letters (RFC 1123, section 2.1); kubelet lowers them, too.
+    fn node_of_host(&self, host_name: &str, check: &mut Check<'_>) -> Option<NodeName> {
+        let name = host_name.to_ascii_lowercase();
+        match name.parse() {
+            Ok(name) => Some(name),
+            Err(error) => {
+                check.problem(
+                    "node",
+                    format!("the host name cannot be the node's name: {error}; give one"),
+                );
+                None
+            }
+        }
+    }
+}
+
+impl ContainerdArgs {
+    /// Checks the settings.
+    pub fn check(&self, check: &mut Check<'_>) -> Option<ContainerdSettings> {
+        let address = self.containerd_address.trim();
+        let address = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
+        if !address.is_absolute() {
+            check.problem(
+                "containerd-address",
+                format!(
+                    "{:?} is not an absolute path of a socket",
+                    self.containerd_address
+                ),
+            );
+        }
+        let named = |name: &str, text: &str, check: &mut Check<'_>| {
+            let legal = !text.is_empty()
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            if !legal {
+                check.problem(
+                    name,
+                    format!("{text:?} is not a name: letters, digits, '-', '_' and '.'"),
+                );
+            }
+            text.to_owned()
+        };
+        Some(ContainerdSettings {
+            address,
+            namespace: named(
+                "containerd-namespace",
+                self.containerd_namespace.trim(),
+                check,
+            ),
+            snapshotter: named("snapshotter", self.snapshotter.trim(), check),
+        })
+    }
+}
+
+/// Reads `k=v,k=v`.
+pub fn labels(name: &str, text: Option<&str>, check: &mut Check<'_>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::new();
+    for pair in text
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+    {
+        let Some((key, value)) = pair.split_once('=') else {
+            check.problem(
+                name,
+                format!("{pair:?} is not a label: write key=value, separated by commas"),
+            );
+            continue;
+        };
+        let (key, value) = (key.trim(), value.trim());
+        if let Err(error) = check_label_key(key).and_then(|()| check_label_value(value)) {
+            check.problem(name, error);
+        } else if labels.insert(key.to_owned(), value.to_owned()).is_some() {
+            check.problem(name, format!("{key} is there twice"));
+        }
+    }
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::settings::Sources;
+
+    fn args() -> WorkerArgs {
+        WorkerArgs {
+            capacity: "3".to_owned(),
+            min_free_disk: "10%".to_owned(),
+            runtime: "containerd".to_owned(),
+            containerd: ContainerdArgs {
+                containerd_address: "/run/containerd/containerd.sock".to_owned(),
+                containerd_namespace: "k8s.io".to_owned(),
+                snapshotter: "overlayfs".to_owned(),
+            },
+            ..WorkerArgs::default()
+        }
+    }
+
+    fn checked(args: &WorkerArgs, host: &str) -> Result<NodeSettings, Vec<String>> {
+        let sources = Sources::default();
+        let mut check = Check::new(&sources);
+        let settings = args.check(host, &mut check);
+        check.done(settings).map_err(|bad| bad.0)
+    }
+
+    #[test]
+    fn the_host_name_is_the_nodes_name() {
+        let settings = checked(&args(), "Node-1.Example.COM").unwrap();
+        assert_eq!(settings.node.as_str(), "node-1.example.com");
+        assert_eq!(settings.capacity, 3);
+        let problems = checked(&args(), "my_host").unwrap_err();
+        assert!(
+            problems[0].contains("the host name cannot be the node's name"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn labels_are_pairs() {
+        let labelled = |text: &str| {
+            checked(
+                &WorkerArgs {
+                    labels: Some(text.to_owned()),
+                    ..args()
+                },
+                "a",
+            )
+        };
+        let labels = labelled("pool=gpu, topology.kubernetes.io/zone=z1,empty=")
+            .unwrap()
+            .labels;
+        assert_eq!(labels["topology.kubernetes.io/zone"], "z1");
+        assert_eq!(labels["empty"], "");
+        for (bad, said) in [
+            ("pool", "is not a label"),
+            ("a b=c", "not a label key"),
+            ("a=b c", "not a label value"),
+            ("a=1,a=2", "there twice"),
+        ] {
+            let problems = labelled(bad).unwrap_err();
+            assert!(
+                problems[0].starts_with("--labels: ") && problems[0].contains(said),
+                "{problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut args = args();
+        args.node = Some("node one".to_owned());
+        args.capacity = "65".to_owned();
+        args.min_free_disk = "lots".to_owned();
+        args.bandwidth_limit = Some("50MB".to_owned());
+        args.containerd.containerd_address = "containerd.sock".to_owned();
+        args.containerd.snapshotter = "over lay".to_owned();
+        let problems = checked(&args, "a").unwrap_err();
+        let begins = [
+            "--node: \"node one\" is not a DNS-1123 subdomain",
+            "--capacity: \"65\"",
+            "--bandwidth-limit: ",
+            "--min-free-disk: ",
+            "--containerd-address: ",
+            "--snapshotter: ",
+        ];
+        assert_eq!(problems.len(), begins.len(), "{problems:#?}");
+        for (problem, begin) in problems.iter().zip(begins) {
+            assert!(
+                problem.starts_with(begin),
+                "{problem} should begin with {begin}"
+            );
+        }
+    }
+}

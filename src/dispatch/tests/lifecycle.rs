@@ -1,0 +1,201 @@
+//! A job from its submission to its end.
+
+use super::cell::{Cell, image, job};
+use crate::domain::failure::FailureKind;
+use crate::domain::image::Digest;
+use crate::domain::status::{Counts, JobPhase, NodeCounts, Outcome};
+use crate::wire::event::JobEventKind::{Accepted, Completed, Started};
+
+#[test]
+fn a_job_is_accepted_resolved_released_and_completed() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.resolves = false;
+    let sequence = cell.submit("base", |_| {});
+    assert_eq!(cell.acknowledged, [sequence]);
+    assert_eq!(cell.record("base").status.phase, JobPhase::Resolving);
+    assert_eq!(cell.kinds("base"), [Accepted]);
+    assert!(cell.tasks.is_empty(), "nothing is released unresolved");
+
+    cell.resolve();
+    assert_eq!(cell.kinds("base"), [Accepted, Started]);
+    assert_eq!(cell.record("base").status.phase, JobPhase::Running);
+    assert_eq!(cell.active("base"), ["a/library/app", "b/library/app"]);
+
+    cell.succeed("base", "a", "app:1");
+    assert_eq!(cell.record("base").status.phase, JobPhase::Running);
+    cell.succeed("base", "b", "app:1");
+    let record = &cell.records[&job("base")];
+    assert_eq!(record.status.phase, JobPhase::Completed);
+    assert_eq!(record.status.outcome, Some(Outcome::Succeeded));
+    assert_eq!(cell.kinds("base"), [Accepted, Started, Completed]);
+    assert!(
+        cell.tasks.is_empty(),
+        "the tasks of a finished job are removed"
+    );
+}
+
+#[test]
+fn a_task_carries_what_the_worker_needs() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    cell.submit("base", |spec| {
+        spec.priority = 7;
+        spec.pin = true;
+        spec.unpack = false;
+        spec.pull_secrets = vec!["team".to_owned()];
+        spec.pull_policy.timeout_seconds = 42;
+        spec.completion_policy.active_deadline_seconds = Some(60);
+        let label = ("k".to_owned(), "v".to_owned());
+        spec.sandbox_config.labels.extend([label]);
+    });
+    let (_, task) = cell.tasks.values().next().expect("a task");
+    assert_eq!(
+        task.digest,
+        Some(Digest::of(image("app:1").to_string().as_bytes()))
+    );
+    assert_eq!((task.priority, task.pin, task.unpack), (7, true, false));
+    assert_eq!(task.pull_secrets, ["team"]);
+    assert_eq!(task.pull_policy.timeout_seconds, 42);
+    let deadline = cell.record("base").status.started_at.unwrap();
+    assert_eq!(task.expires_at.unwrap().since(deadline).as_secs(), 60);
+    assert_eq!(task.labels["k"], "v");
+}
+
+#[test]
+fn every_image_goes_to_every_node_and_both_are_counted() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.submit("base", |spec| spec.images.push(image("side:1")));
+    cell.succeed("base", "a", "app:1");
+    cell.succeed("base", "a", "side:1");
+    cell.fail("base", "b", "app:1", FailureKind::ImageNotFound);
+    let status = cell.record("base").status;
+    let counts = Counts {
+        desired: 4,
+        active: 1,
+        succeeded: 2,
+        failed: 1,
+        ..Counts::default()
+    };
+    assert_eq!(status.counts, counts);
+    let nodes = NodeCounts {
+        desired: 2,
+        succeeded: 1,
+        failed: 1,
+    };
+    assert_eq!(status.nodes, nodes);
+}
+
+#[test]
+fn the_outcome_says_whether_all_some_or_none_succeeded() {
+    let cases = [
+        ([true, true], Outcome::Succeeded),
+        ([true, false], Outcome::PartiallyFailed),
+        ([false, false], Outcome::Failed),
+    ];
+    for (results, expected) in cases {
+        let mut cell = Cell::of_nodes(&["a", "b"]);
+        cell.submit("base", |_| {});
+        for (on, succeeds) in ["a", "b"].into_iter().zip(results) {
+            if succeeds {
+                cell.succeed("base", on, "app:1");
+            } else {
+                cell.fail("base", on, "app:1", FailureKind::Unauthorized);
+            }
+        }
+        assert_eq!(
+            cell.record("base").status.outcome,
+            Some(expected),
+            "{results:?}"
+        );
+    }
+}
+
+#[test]
+fn the_completed_event_tells_counts_bytes_duration_and_failures() {
+    let mut cell = Cell::of_nodes(&["a", "b", "c"]);
+    cell.submit("base", |_| {});
+    cell.advance(10);
+    cell.succeed("base", "a", "app:1");
+    cell.fail("base", "c", "app:1", FailureKind::ImageNotFound);
+    cell.fail("base", "b", "app:1", FailureKind::ImageNotFound);
+    let (_, event) = cell.told.last().expect("an event");
+    assert_eq!(event.event, Completed);
+    assert_eq!(event.outcome, Some(Outcome::PartiallyFailed));
+    assert_eq!(
+        (event.bytes_registry, event.bytes_elsewhere),
+        (Some(100), Some(10))
+    );
+    assert_eq!(event.duration_millis, Some(10_000));
+    let [group] = &event.failures[..] else {
+        panic!("one group expected: {:?}", event.failures);
+    };
+    assert_eq!((group.kind, group.pulls), (FailureKind::ImageNotFound, 2));
+    let nodes: Vec<_> = group.nodes.iter().map(ToString::to_string).collect();
+    assert_eq!(nodes, ["b", "c"], "in order of name");
+    assert_eq!(group.message, "ImageNotFound on c");
+}
+
+#[test]
+fn a_job_for_no_node_completes_at_once_and_says_so() {
+    let mut cell = Cell::new();
+    cell.submit("base", |_| {});
+    let record = cell.record("base");
+    assert_eq!(record.status.outcome, Some(Outcome::Succeeded));
+    assert_eq!(record.status.counts, Counts::default());
+    assert!(
+        record.status.message.contains("no node matches"),
+        "{}",
+        record.status.message
+    );
+    assert_eq!(cell.kinds("base"), [Accepted, Started, Completed]);
+}
+
+#[test]
+fn a_registry_that_cannot_be_asked_leaves_it_to_the_nodes_and_the_status_says_so() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    cell.resolves = false;
+    cell.submit("base", |_| {});
+    let (name, run, images) = cell.unresolved.pop().expect("a question");
+    let unresolved = |image| crate::wire::record::ResolvedImage {
+        image,
+        digest: None,
+        problem: Some("no route to host".to_owned()),
+    };
+    let images = images.into_iter().map(unresolved).collect();
+    cell.tell(crate::dispatch::Input::Resolved {
+        job: name,
+        run,
+        images,
+    });
+    let (_, task) = cell.tasks.values().next().expect("a task");
+    assert_eq!(task.digest, None);
+    let status = cell.record("base").status;
+    assert!(
+        status.message.contains("resolved by each node"),
+        "{}",
+        status.message
+    );
+    assert_eq!(
+        status.images[0].problem.as_deref(),
+        Some("no route to host")
+    );
+}
+
+#[test]
+fn the_record_of_a_running_job_lags_by_a_second_at_most() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.submit("base", |_| {});
+    cell.succeed("base", "a", "app:1");
+    assert_eq!(cell.records[&job("base")].status.counts.succeeded, 0);
+    cell.advance(1);
+    assert_eq!(cell.records[&job("base")].status.counts.succeeded, 1);
+}
+
+#[test]
+fn idle_jobs_write_nothing() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    cell.submit("base", |_| {});
+    cell.advance(5);
+    let before = cell.writes;
+    cell.advance(600);
+    assert_eq!(cell.writes, before);
+}

@@ -1,0 +1,20 @@
+//! The command line as a user meets it: the real program against real brokers, with this test as the dispatcher where
+//! its answers matter.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report"
+)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod check;
+mod dispatcher;
+mod input;
+mod login;
+mod python;
+mod read;
+mod roles;
+mod submit;
+mod up;
