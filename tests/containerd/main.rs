@@ -11,6 +11,7 @@
 mod support;
 
 mod faulty;
+mod hostile;
 mod interrupted;
 mod nasty;
 mod node;

@@ -26,6 +26,11 @@ pub fn all() -> Vec<Nasty> {
     ]
 }
 
+/// Those that are unpacked in no time.
+pub fn small() -> Vec<Nasty> {
+    vec![kinds(), records(), names(), replaced(), sparse()]
+}
+
 fn kinds() -> Nasty {
     let lowest = Tarball::default()
         .entry(Head::new(b'5', "./").mode(0o700).owner(5, 5), b"")
@@ -191,6 +196,8 @@ fn upper_layers() -> Nasty {
         .file("link-to-new/file", "4");
     let third = Tarball::default()
         .file("gone/back", "5")
+        .file("implicit/and/replaced", "6")
+        .file("implicit", "a file in the end")
         .file("tmp/again", "6")
         .file("lib/through-directory", "7")
         .file("usr/lib/perl/x", "8")

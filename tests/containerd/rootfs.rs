@@ -65,7 +65,7 @@ async fn layers(node: &Node, name: &str) -> Vec<PathBuf> {
 ///
 /// The time of a directory without an entry of its own in the archive, and of a whiteout, is that of
 /// its unpacking, so it is left out; so is the time of access.
-fn entries(root: &Path, implicit: &BTreeSet<Vec<u8>>) -> BTreeMap<String, String> {
+pub fn entries(root: &Path, implicit: &BTreeSet<Vec<u8>>) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut inodes: HashMap<u64, String> = HashMap::new();
     let mut pending = vec![Vec::new()];

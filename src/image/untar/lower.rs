@@ -37,9 +37,11 @@ pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Resul
     // The deepest first: changing what is in a directory changes its times.
     for Implicit { path, described } in implicit.iter().rev() {
         let failed = |errno| UntarError::io(path, "make it look as below", errno);
-        // Something else may have come in its place.
-        let Some((target, _)) = directory(&upper, path).map_err(failed)? else {
-            continue;
+        let target = match directory(&upper, path) {
+            Ok(Some((target, _))) => target,
+            // It may have gone again, or something else come in its place.
+            Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(errno) => return Err(failed(errno)),
         };
         for lower in &lowers {
             let resolved = lower.resolve(path).map_err(failed)?;
