@@ -16,7 +16,7 @@ use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_role};
 use crate::dispatch::run::{DispatcherError, DispatcherSettings};
 use crate::image::Runtime;
-use crate::image::containerd::{Containerd, ContainerdConfig};
+use crate::image::containerd::{Containerd, ContainerdConfig, PullLimits};
 use crate::image::registry::{Registry, RegistryConfig};
 use crate::image::simulated::{Simulated, SimulatedConfig};
 use crate::telemetry::{process, serve};
@@ -240,6 +240,10 @@ impl Node {
                     snapshotter: containerd.snapshotter.clone(),
                     min_free_disk: self.node.min_free_disk,
                     registry: registry(self.registries.clone()),
+                    limits: PullLimits {
+                        bandwidth: self.node.bandwidth_limit,
+                        ..PullLimits::default()
+                    },
                 };
                 Runtime::Containerd(Containerd::connect(config).map_err(WorkerError::Runtime)?)
             }

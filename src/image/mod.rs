@@ -5,9 +5,11 @@
 //! its token is cancelled.
 
 pub mod containerd;
+mod inflate;
 pub mod registry;
 pub mod simulated;
 pub mod size;
+pub mod untar;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,8 +60,33 @@ pub struct PullReport {
     pub resolve: Duration,
     /// Time to fetch and store the blobs.
     pub download: Duration,
-    /// Time to unpack the layers into snapshots.
+    /// Time to unpack the layers into snapshots, as far as that was not done while they came.
     pub unpack: Duration,
+    /// Who did it; `None` if nothing had to be done.
+    pub engine: Option<Engine>,
+}
+
+/// The ways an image can be brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// Layers were unpacked by this process while they came.
+    Native,
+    /// containerd unpacked them: for other snapshotters than overlayfs, or without access to its files.
+    Containerd,
+    /// Nothing was brought: a simulation.
+    Simulated,
+}
+
+impl Engine {
+    /// Its name in events and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Containerd => "containerd",
+            Self::Simulated => "simulated",
+        }
+    }
 }
 
 /// Where a pull tells how far it is; only the latest word counts.

@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{ProgressSink, PullReport, PullRequest, RuntimeInfo};
+use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
@@ -213,6 +213,7 @@ impl Simulated {
             resolve: Duration::ZERO,
             download: Duration::ZERO,
             unpack: Duration::ZERO,
+            engine: None,
         };
         if let Some(digest) = present {
             return Ok(PullReport { digest, ..report });
@@ -246,6 +247,7 @@ impl Simulated {
             bytes_present: 0,
             download,
             unpack,
+            engine: Some(Engine::Simulated),
             ..report
         })
     }

@@ -11,9 +11,12 @@
 mod support;
 
 mod faulty;
+mod hostile;
 mod interrupted;
+mod nasty;
 mod node;
 mod refused;
 mod repaired;
+mod rootfs;
 mod shared;
 mod usable;

@@ -17,7 +17,7 @@ use containerd_client::with_namespace;
 use prewarm::domain::failure::Failure;
 use prewarm::domain::job::ImagePullPolicy;
 use prewarm::domain::progress::PullProgress;
-use prewarm::image::containerd::{Containerd, ContainerdConfig};
+use prewarm::image::containerd::{Containerd, ContainerdConfig, PullLimits};
 use prewarm::image::registry::{Registry, RegistryConfig};
 use prewarm::image::size::DiskReserve;
 use prewarm::image::{PullReport, PullRequest};
@@ -176,6 +176,7 @@ pub fn settings(daemon: &support::containerd::Containerd) -> ContainerdConfig {
             docker_config: None,
             secrets_dir: None::<PathBuf>,
         }),
+        limits: PullLimits::default(),
     }
 }
 

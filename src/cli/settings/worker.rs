@@ -7,7 +7,7 @@ use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::selector::{check_label_key, check_label_value};
-use crate::image::size::DiskReserve;
+use crate::image::size::{Bandwidth, DiskReserve};
 
 /// The node and its runtime.
 #[derive(clap::Args, Clone, Default)]
@@ -111,6 +111,8 @@ pub struct NodeSettings {
     pub capacity: u32,
     /// How much of the images' disk stays free.
     pub min_free_disk: DiskReserve,
+    /// Bytes in a second that all pulls together may take.
+    pub bandwidth_limit: Option<Bandwidth>,
     /// Where images go.
     pub runtime: RuntimeChoice,
 }
@@ -124,9 +126,11 @@ impl WorkerArgs {
         };
         let labels = labels("labels", given(self.labels.as_deref()), check);
         let capacity = check.number("capacity", Some(&self.capacity), (1, MAX_CAPACITY));
-        if given(self.bandwidth_limit.as_deref()).is_some() {
-            check.problem("bandwidth-limit", "this version cannot limit the bandwidth of pulls yet; limit how many there are with capacity or a job's parallelism");
-        }
+        let bandwidth = given(self.bandwidth_limit.as_deref());
+        let bandwidth_limit = match bandwidth {
+            None => Some(None),
+            given => check.parsed("bandwidth-limit", given).map(Some),
+        };
         let min_free_disk = check.parsed("min-free-disk", Some(&self.min_free_disk));
         let runtime = match self.runtime.trim() {
             "containerd" => self.containerd.check(check).map(RuntimeChoice::Containerd),
@@ -144,6 +148,7 @@ impl WorkerArgs {
             labels,
             capacity: capacity?,
             min_free_disk: min_free_disk?,
+            bandwidth_limit: bandwidth_limit?,
             runtime: runtime?,
         })
     }
@@ -303,7 +308,7 @@ mod tests {
         args.node = Some("node one".to_owned());
         args.capacity = "65".to_owned();
         args.min_free_disk = "lots".to_owned();
-        args.bandwidth_limit = Some("50MB".to_owned());
+        args.bandwidth_limit = Some("fast".to_owned());
         args.containerd.containerd_address = "containerd.sock".to_owned();
         args.containerd.snapshotter = "over lay".to_owned();
         let problems = checked(&args, "a").unwrap_err();

@@ -101,6 +101,11 @@ impl Client {
         request
     }
 
+    pub(super) fn namespace(&self) -> &str {
+        // It was made from a text.
+        self.namespace.to_str().unwrap_or_default()
+    }
+
     pub(super) fn content(&self) -> ContentClient<Channel> {
         ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }

@@ -1,8 +1,14 @@
 //! containerd's content store: look, read, write under a reference that others can go on from.
 
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 use containerd_client::services::v1::{
-    AbortRequest, Info, InfoRequest, ReadContentRequest, StatusRequest, UpdateRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    AbortRequest, Info, InfoRequest, ReadContentRequest, ReadContentResponse, StatusRequest,
+    UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::{Code, Status, Streaming};
 use prost_types::FieldMask;
@@ -10,9 +16,15 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::client::{Client, is_locked};
+use super::ingest;
 use super::labels::Labels;
 use crate::domain::failure::Failure;
 use crate::domain::image::Digest;
+
+/// How long a reference with all bytes in it may be in the hands of another, who is to commit it.
+const LOCKED_LIMIT: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const LOCKED_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What opening a reference for writing found.
 pub(super) enum Opened {
@@ -34,6 +46,8 @@ pub(super) struct Ingest {
     size: u64,
     /// Bytes that are written.
     pub(super) offset: u64,
+    /// Where they go without a detour through containerd, if they may.
+    file: Option<Arc<File>>,
 }
 
 /// Why content was not committed.
@@ -86,6 +100,21 @@ impl Client {
                 return Ok(None);
             }
         }
+    }
+
+    /// Opens content for reading, piece by piece.
+    pub(super) async fn stream(
+        &self,
+        digest: &Digest,
+    ) -> Result<Streaming<ReadContentResponse>, Failure> {
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_string(),
+            offset: 0,
+            size: 0,
+        });
+        Self::call(self.content().read(request))
+            .await
+            .map_err(|status| self.failure(format_args!("reading {digest}"), &status))
     }
 
     /// Puts labels on content, beside those it has.
@@ -163,19 +192,27 @@ impl Client {
             digest: digest.clone(),
             size,
             offset: unsigned(answer.offset),
+            file: None,
         })))
     }
 }
 
 impl Ingest {
     /// Writes at the end.
-    pub(super) async fn write(&mut self, data: Vec<u8>) -> Result<(), Failure> {
+    pub(super) async fn write(&mut self, data: Bytes) -> Result<(), Failure> {
         let length = data.len() as u64;
+        if let Some(file) = &self.file {
+            ingest::append(file, data, self.offset)
+                .await
+                .map_err(|status| self.failed(&status))?;
+            self.offset += length;
+            return Ok(());
+        }
         let request = WriteContentRequest {
             action: WriteAction::Write as i32,
             r#ref: self.reference.clone(),
             offset: signed(self.offset),
-            data,
+            data: data.into(),
             ..WriteContentRequest::default()
         };
         self.exchange(request)
@@ -187,26 +224,33 @@ impl Ingest {
 
     /// Has containerd verify what was written and take it into the store.
     pub(super) async fn commit(mut self, labels: Labels) -> Result<(), CommitError> {
-        let request = WriteContentRequest {
-            action: WriteAction::Commit as i32,
-            r#ref: self.reference.clone(),
-            offset: signed(self.offset),
-            total: signed(self.size),
-            expected: self.digest.to_string(),
-            labels: labels.clone(),
-            ..WriteContentRequest::default()
+        let (client, digest) = (self.client.clone(), self.digest.clone());
+        let what = format!("writing {}", self.reference);
+        let committed = if self.file.take().is_some() {
+            self.commit_file(labels.clone()).await
+        } else {
+            let request = WriteContentRequest {
+                action: WriteAction::Commit as i32,
+                r#ref: self.reference.clone(),
+                offset: signed(self.offset),
+                total: signed(self.size),
+                expected: self.digest.to_string(),
+                labels: labels.clone(),
+                ..WriteContentRequest::default()
+            };
+            self.exchange(request).await.map(drop)
         };
-        match self.exchange(request).await {
-            Ok(_) => Ok(()),
+        match committed {
+            Ok(()) => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {
-                let labelled = self.client.label(&self.digest, labels).await;
+                let labelled = client.label(&digest, labels).await;
                 labelled.map_err(CommitError::Other)
             }
             // "unexpected commit digest", "unexpected commit size" (plugins/content/local/writer.go)
             Err(status) if status.code() == Code::FailedPrecondition => {
                 Err(CommitError::Mismatch(status.message().to_owned()))
             }
-            Err(status) => Err(CommitError::Other(self.failed(&status))),
+            Err(status) => Err(CommitError::Other(client.failure(what, &status))),
         }
     }
 
@@ -223,6 +267,49 @@ impl Ingest {
         drop(requests);
         while let Ok(Some(_)) = responses.message().await {}
         client.discard(&reference).await
+    }
+
+    /// Has the bytes written to the ingest's own file from now on, if it is to be found there.
+    pub(super) async fn write_into(&mut self, store: &Path) {
+        let suffix = format!("/{}/{}", self.client.namespace(), self.reference);
+        self.file = ingest::find(store.to_owned(), suffix, self.offset)
+            .await
+            .map(Arc::new);
+    }
+
+    /// As `commit`, for bytes that containerd has not seen: it looks at them when the stream is
+    /// opened again.
+    async fn commit_file(self, labels: Labels) -> Result<(), Status> {
+        let request = WriteContentRequest {
+            action: WriteAction::Commit as i32,
+            r#ref: self.reference,
+            offset: signed(self.offset),
+            total: signed(self.size),
+            expected: self.digest.to_string(),
+            labels,
+            ..WriteContentRequest::default()
+        };
+        let (client, mut responses) = (self.client, self.responses);
+        drop(self.requests);
+        // containerd lets go of the reference when the stream has ended.
+        while let Ok(Some(_)) = responses.message().await {}
+        let started = Instant::now();
+        loop {
+            let once = tokio_stream::once(request.clone());
+            let committed = async {
+                let mut content = client.content();
+                let mut answers = content.write(client.request(once)).await?.into_inner();
+                while answers.message().await?.is_some() {}
+                Ok(())
+            };
+            match committed.await {
+                // Somebody else took the reference up, and has all bytes there.
+                Err(status) if is_locked(&status) && started.elapsed() < LOCKED_LIMIT => {
+                    tokio::time::sleep(LOCKED_INTERVAL).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     async fn exchange(

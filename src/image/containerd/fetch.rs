@@ -1,9 +1,10 @@
 //! Blobs from the registry into the content store: each once, verified, and resumed where it stopped.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
@@ -13,6 +14,8 @@ use super::content::{CommitError, Ingest, Opened};
 use super::flights::Turn;
 use super::labels::{self, Labels};
 use super::meter::Meter;
+use super::native::Tap;
+use super::parts;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef};
 use crate::image::registry::Repository;
@@ -43,9 +46,44 @@ pub(super) struct Fetcher<'a> {
     /// Makes requests under the pull's lease.
     pub(super) client: &'a Client,
     pub(super) image: &'a ImageRef,
-    pub(super) repository: &'a Repository,
+    pub(super) repository: &'a Arc<Repository>,
     pub(super) meter: &'a Meter,
     pub(super) traffic: Mutex<Traffic>,
+    /// The content store's directory, if bytes may be written there without a detour.
+    pub(super) store: Option<PathBuf>,
+}
+
+/// The bytes of a blob, or where else they come from and go to.
+enum Way<'a> {
+    /// They are at hand.
+    AtHand(&'a [u8]),
+    /// From the registry, and past a tap.
+    Registry(Option<&'a mut Tap>),
+}
+
+/// One blob on its way from the registry.
+struct Download<'a> {
+    blob: &'a Descriptor,
+    labels: Labels,
+    turn: &'a Turn,
+    tap: Option<&'a mut Tap>,
+}
+
+impl Download<'_> {
+    /// The labels of the blob, with what it inflates to if that is known by now.
+    async fn labels(&mut self) -> Labels {
+        let mut labels = self.labels.clone();
+        if let Some(tap) = &mut self.tap
+            && let Some(Ok(unpacked)) = tap.finish(self.blob.size).await
+        {
+            let label = (
+                labels::UNCOMPRESSED.to_owned(),
+                unpacked.diff_id.to_string(),
+            );
+            labels.extend([label]);
+        }
+        labels
+    }
 }
 
 /// Why a copy of a blob did not make it into the store.
@@ -61,7 +99,13 @@ enum CopyError {
 impl Fetcher<'_> {
     /// Brings a blob into the content store, or finds it there.
     pub(super) async fn blob(&self, blob: &Descriptor, extra: Labels) -> Result<(), Failure> {
-        self.bring(blob, extra, None).await
+        self.bring(blob, extra, Way::Registry(None)).await
+    }
+
+    /// As [`blob`](Self::blob); what is downloaded from its first byte on goes into the tap as well.
+    pub(super) async fn tapped(&self, blob: &Descriptor, tap: &mut Tap) -> Result<(), Failure> {
+        self.bring(blob, Labels::new(), Way::Registry(Some(tap)))
+            .await
     }
 
     /// Puts bytes that are at hand, and known to hash to the digest, into the content store.
@@ -71,14 +115,14 @@ impl Fetcher<'_> {
         bytes: &[u8],
         extra: Labels,
     ) -> Result<(), Failure> {
-        self.bring(blob, extra, Some(bytes)).await
+        self.bring(blob, extra, Way::AtHand(bytes)).await
     }
 
     async fn bring(
         &self,
         blob: &Descriptor,
         extra: Labels,
-        at_hand: Option<&[u8]>,
+        mut way: Way<'_>,
     ) -> Result<(), Failure> {
         let digest = &blob.digest;
         let follow = |done| self.meter.set(digest, done);
@@ -88,22 +132,31 @@ impl Fetcher<'_> {
             match self.client.open(&reference, digest, blob.size).await? {
                 Opened::Present => break,
                 Opened::Locked => self.follow(&reference, blob, &turn).await?,
-                Opened::Ours(ingest) => {
-                    if at_hand.is_none() {
-                        self.count(|traffic| traffic.present += ingest.offset);
-                    }
+                Opened::Ours(mut ingest) => {
                     let mut labels = extra;
                     labels.extend([labels::distribution_source(self.image)]);
-                    match at_hand {
-                        Some(bytes) => self.write(*ingest, bytes, labels).await?,
-                        None => self.download(*ingest, blob, labels, &turn).await?,
+                    match &mut way {
+                        Way::AtHand(bytes) => self.write(*ingest, bytes, labels).await?,
+                        Way::Registry(tap) => {
+                            self.count(|traffic| traffic.present += ingest.offset);
+                            if let Some(store) = &self.store {
+                                ingest.write_into(store).await;
+                            }
+                            let download = Download {
+                                blob,
+                                labels,
+                                turn: &turn,
+                                tap: tap.as_deref_mut(),
+                            };
+                            self.download(*ingest, download).await?;
+                        }
                     }
                     self.progress(&turn, digest, blob.size);
                     return Ok(());
                 }
             }
         }
-        if at_hand.is_none() {
+        if matches!(way, Way::Registry(_)) {
             self.count(|traffic| traffic.present += blob.size);
         }
         self.progress(&turn, digest, blob.size);
@@ -129,7 +182,7 @@ impl Fetcher<'_> {
     async fn write(&self, mut ingest: Ingest, bytes: &[u8], labels: Labels) -> Result<(), Failure> {
         let start = usize::try_from(ingest.offset).unwrap_or(usize::MAX);
         for chunk in bytes.get(start..).unwrap_or_default().chunks(WRITE_BYTES) {
-            ingest.write(chunk.to_vec()).await?;
+            ingest.write(Bytes::copy_from_slice(chunk)).await?;
         }
         ingest.commit(labels).await.map_err(|error| match error {
             CommitError::Other(failure) => failure,
@@ -142,18 +195,17 @@ impl Fetcher<'_> {
     async fn download(
         &self,
         mut ingest: Ingest,
-        blob: &Descriptor,
-        labels: Labels,
-        turn: &Turn,
+        mut download: Download<'_>,
     ) -> Result<(), Failure> {
+        let (blob, turn) = (download.blob, download.turn);
         let mut endpoint = 0;
         let mut fruitless = 0;
         loop {
             let start = ingest.offset;
-            let copied = self.copy(&mut ingest, blob, &mut endpoint, turn).await;
+            let copied = self.copy(&mut ingest, &mut download, &mut endpoint).await;
             let reached = ingest.offset;
             let outcome = match copied {
-                Ok(()) => match ingest.commit(labels.clone()).await {
+                Ok(()) => match ingest.commit(download.labels().await).await {
                     Ok(()) => return Ok(()),
                     Err(CommitError::Mismatch(words)) => Err(words),
                     Err(CommitError::Other(failure)) => return Err(failure),
@@ -217,29 +269,37 @@ impl Fetcher<'_> {
     async fn copy(
         &self,
         ingest: &mut Ingest,
-        blob: &Descriptor,
+        download: &mut Download<'_>,
         endpoint: &mut usize,
-        turn: &Turn,
     ) -> Result<(), CopyError> {
+        let (blob, turn) = (download.blob, download.turn);
         let (digest, size) = (&blob.digest, blob.size);
         self.progress(turn, digest, ingest.offset);
         if ingest.offset >= size {
             return Ok(());
         }
-        let opened = self
-            .repository
-            .blob(digest, size, ingest.offset, *endpoint)
-            .await
-            .map_err(|failure| match failure.kind {
-                FailureKind::DigestMismatch => CopyError::Mismatch(failure.message),
-                _ => CopyError::Fatal(failure),
-            })?;
+        let memory = &self.shared.memory;
+        let opened = parts::open(
+            self.repository,
+            (digest, size),
+            ingest.offset,
+            *endpoint,
+            memory,
+        )
+        .await
+        .map_err(|failure| match failure.kind {
+            FailureKind::DigestMismatch => CopyError::Mismatch(failure.message),
+            _ => CopyError::Fatal(failure),
+        })?;
         *endpoint = opened.endpoint;
         let mut stream = opened.stream;
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
         loop {
             let next = stream.next().await;
             if let Some(Ok(chunk)) = &next {
+                if let Some(throttle) = &self.shared.throttle {
+                    throttle.pass(chunk.len()).await;
+                }
                 buffer.extend_from_slice(chunk);
             }
             let received = ingest.offset + buffer.len() as u64;
@@ -249,7 +309,11 @@ impl Fetcher<'_> {
             let ended = !matches!(next, Some(Ok(_)));
             if buffer.len() >= WRITE_BYTES || (ended && !buffer.is_empty()) {
                 let data = std::mem::replace(&mut buffer, Vec::with_capacity(WRITE_BYTES));
-                let length = data.len() as u64;
+                let (length, data) = (data.len() as u64, Bytes::from(data));
+                if let Some(tap) = &mut download.tap {
+                    let fed = tap.feed(ingest.offset, data.clone()).await;
+                    fed.map_err(CopyError::Fatal)?;
+                }
                 ingest.write(data).await.map_err(CopyError::Fatal)?;
                 self.count(|traffic| match opened.from_mirror {
                     true => traffic.mirror += length,

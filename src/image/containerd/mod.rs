@@ -12,13 +12,18 @@ mod cri;
 mod disk;
 mod fetch;
 mod flights;
+mod ingest;
 mod labels;
 mod lease;
+mod memory;
 mod meter;
 mod names;
+mod native;
+mod parts;
 mod plan;
 mod presence;
 mod pull;
+mod throttle;
 mod unpack;
 
 use std::fmt;
@@ -30,8 +35,10 @@ use tokio_util::sync::CancellationToken;
 use self::client::Client;
 use self::flights::Flights;
 use self::lease::HeldLeases;
+use self::memory::Memory;
+use self::throttle::Throttle;
 use super::registry::Registry;
-use super::size::DiskReserve;
+use super::size::{Bandwidth, ByteSize, DiskReserve};
 use super::{ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
 
@@ -48,6 +55,30 @@ pub struct ContainerdConfig {
     pub min_free_disk: DiskReserve,
     /// Where images come from.
     pub registry: Registry,
+    /// What pulls may use of the machine.
+    pub limits: PullLimits,
+}
+
+/// What pulls may use of the machine, all of them together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PullLimits {
+    /// Memory for bytes on their way.
+    pub memory: ByteSize,
+    /// Bytes in a second from registries; `None` is as fast as it goes.
+    pub bandwidth: Option<Bandwidth>,
+    /// Whether everything is written to the disk before an image is named. containerd does not, and
+    /// images pulled just before a power loss may then have empty files (containerd issue 8895).
+    pub sync_filesystem: bool,
+}
+
+impl Default for PullLimits {
+    fn default() -> Self {
+        Self {
+            memory: ByteSize(256 << 20),
+            bandwidth: None,
+            sync_filesystem: false,
+        }
+    }
 }
 
 /// A containerd on this machine. Cheap to clone.
@@ -62,6 +93,9 @@ struct Shared {
     blobs: Flights,
     snapshots: Flights,
     leases: HeldLeases,
+    memory: Memory,
+    throttle: Option<Throttle>,
+    sync_filesystem: bool,
 }
 
 impl fmt::Debug for Containerd {
@@ -87,6 +121,12 @@ impl Containerd {
             min_free_disk: config.min_free_disk,
             blobs: Flights::default(),
             snapshots: Flights::default(),
+            memory: Memory::new(config.limits.memory.0),
+            throttle: config
+                .limits
+                .bandwidth
+                .map(|Bandwidth(ByteSize(rate))| Throttle::new(rate)),
+            sync_filesystem: config.limits.sync_filesystem,
             leases: HeldLeases::default(),
         })))
     }

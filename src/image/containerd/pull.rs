@@ -1,15 +1,17 @@
 //! One pull, from the question whether the image is there to the end of its lease.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::fetch::{Fetcher, Traffic};
 use super::labels::Labels;
 use super::lease::{Ending, Lease};
 use super::meter::Meter;
+use super::native::{Native, Scratch};
 use super::plan::{self, Image, Page};
 use super::presence::{self, MAX_CONFIG_BYTES, Present};
 use super::{Containerd, Shared, cri, disk, names, unpack};
@@ -19,7 +21,7 @@ use crate::domain::job::ImagePullPolicy;
 use crate::domain::progress::PullPhase;
 use crate::image::registry::Repository;
 use crate::image::registry::manifest::ImageConfig;
-use crate::image::{ProgressSink, PullReport, PullRequest};
+use crate::image::{Engine, ProgressSink, PullReport, PullRequest};
 
 /// Most blobs of one image that are fetched at once, as containerd does by default.
 const BLOBS_AT_ONCE: usize = 3;
@@ -62,7 +64,7 @@ impl Stop {
 /// What is left to do once the image is known not to be there.
 struct Plan {
     image: Image,
-    repository: Repository,
+    repository: Arc<Repository>,
     resolve: Duration,
 }
 
@@ -92,14 +94,25 @@ pub(super) async fn run(
                 resolve: started.elapsed(),
                 download: Duration::ZERO,
                 unpack: Duration::ZERO,
+                engine: None,
             });
         }
     };
     let target = &plan.image.target().digest;
     let lease = Lease::create(&shared.client, &shared.leases, target, &shared.snapshotter).await?;
-    let (done, ending) = stop
-        .or(perform(shared, &request, &plan, &lease, &meter))
-        .await;
+    let workers = TaskTracker::new();
+    let pull = Pull {
+        shared,
+        request: &request,
+        plan: &plan,
+        lease: &lease,
+        meter: &meter,
+        workers: &workers,
+    };
+    let (done, ending) = stop.or(pull.perform()).await;
+    // What they write to goes with the lease.
+    workers.close();
+    workers.wait().await;
     lease.end(ending).await;
     done
 }
@@ -148,7 +161,7 @@ async fn make_plan(
     let image = plan::read(shared, request, &repository, &target, &media_type).await?;
     Ok(Planned::Pull(Box::new(Plan {
         image,
-        repository,
+        repository: Arc::new(repository),
         resolve: started.elapsed(),
     })))
 }
@@ -171,65 +184,132 @@ async fn half_present(
     Ok(missing.is_empty().then_some((digest, media_type)))
 }
 
-async fn perform(
-    shared: &Shared,
-    request: &PullRequest,
-    plan: &Plan,
-    lease: &Lease<'_>,
-    meter: &Meter,
-) -> Result<PullReport, Failure> {
-    let image = &plan.image;
-    let blobs = image.blobs();
-    let total = blobs.iter().map(|blob| blob.size);
-    let pages = image.pages.iter().map(|page| page.descriptor.size);
-    meter.start(total.chain(pages).fold(0, u64::saturating_add));
-    let started = Instant::now();
-    let missing = presence::missing(shared, blobs.iter().copied()).await?;
-    disk::check(shared, &missing, request.unpack).await?;
-    let fetcher = Fetcher {
-        shared,
-        client: &lease.client,
-        image: &request.image,
-        repository: &plan.repository,
-        meter,
-        traffic: Mutex::default(),
-    };
-    fetch(&fetcher, image).await?;
-    let download = started.elapsed();
-    let started = Instant::now();
-    if request.unpack {
-        meter.phase(PullPhase::Unpacking);
-        let config = read_config(lease, request, image).await?;
-        unpack::unpack(shared, lease, &image.manifest, &config).await?;
+/// A pull that is planned and has its lease.
+struct Pull<'a> {
+    shared: &'a Shared,
+    request: &'a PullRequest,
+    plan: &'a Plan,
+    lease: &'a Lease<'a>,
+    meter: &'a Meter,
+    workers: &'a TaskTracker,
+}
+
+impl Pull<'_> {
+    async fn perform(&self) -> Result<PullReport, Failure> {
+        let (shared, request, lease) = (self.shared, self.request, self.lease);
+        let image = &self.plan.image;
+        let blobs = image.blobs();
+        let total = blobs.iter().map(|blob| blob.size);
+        let pages = image.pages.iter().map(|page| page.descriptor.size);
+        self.meter
+            .start(total.chain(pages).fold(0, u64::saturating_add));
+        let started = Instant::now();
+        let missing = presence::missing(shared, blobs.iter().copied()).await?;
+        disk::check(shared, &missing, request.unpack).await?;
+        let scratch = match request.unpack {
+            true => Scratch::open(shared, lease).await?,
+            false => None,
+        };
+        let engine = match &scratch {
+            None => Engine::Containerd,
+            Some(_) => Engine::Native,
+        };
+        tracing::debug!(image = %request.image, engine = engine.as_str(), "pulling");
+        let fetcher = Fetcher {
+            shared,
+            client: &lease.client,
+            image: &request.image,
+            repository: &self.plan.repository,
+            meter: self.meter,
+            traffic: Mutex::default(),
+            store: match &scratch {
+                None => None,
+                Some(_) => shared.client.content_root().await?,
+            },
+        };
+        let download = match &scratch {
+            Some(scratch) => self.stream(&fetcher, scratch, started).await?,
+            None => self.fetch_and_unpack(&fetcher, started).await?,
+        };
+        self.name().await?;
+        let Traffic {
+            registry,
+            mirror,
+            present,
+        } = *fetcher
+            .traffic
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(PullReport {
+            digest: image.target().digest.clone(),
+            already_present: false,
+            bytes_registry: registry,
+            bytes_mirror: mirror,
+            bytes_present: present,
+            resolve: self.plan.resolve,
+            download,
+            unpack: started.elapsed().saturating_sub(download),
+            engine: Some(engine),
+        })
     }
-    let is_image = image.manifest.is_image();
-    let config = is_image.then_some(&image.manifest.config.digest);
-    let labels = names::labels(request);
-    let names = names::all(&request.image, &image.target().digest, config);
-    for name in &names {
-        names::set(&lease.client, name, image.target(), &labels).await?;
+
+    /// Everything at once. Says how long it took.
+    async fn stream(
+        &self,
+        fetcher: &Fetcher<'_>,
+        scratch: &Scratch,
+        started: Instant,
+    ) -> Result<Duration, Failure> {
+        let (lease, image) = (self.lease, &self.plan.image);
+        fetcher.blob(&image.manifest.config, Labels::new()).await?;
+        let config = read_config(lease, self.request, image).await?;
+        let native = Native {
+            shared: self.shared,
+            lease,
+            fetcher,
+            meter: self.meter,
+            scratch,
+            workers: self.workers,
+            manifest: &image.manifest,
+            config: &config,
+        };
+        native.run().await?;
+        put_pages(fetcher, image).await?;
+        Ok(started.elapsed())
     }
-    if let (Some(config), Some(last)) = (config, names.last()) {
-        cri::wait_until_seen(&lease.client, last, config).await;
+
+    /// First all blobs, then layer by layer. Says how long the first took.
+    async fn fetch_and_unpack(
+        &self,
+        fetcher: &Fetcher<'_>,
+        started: Instant,
+    ) -> Result<Duration, Failure> {
+        let (lease, image) = (self.lease, &self.plan.image);
+        fetch(fetcher, image).await?;
+        let download = started.elapsed();
+        if self.request.unpack {
+            self.meter.phase(PullPhase::Unpacking);
+            let config = read_config(lease, self.request, image).await?;
+            unpack::unpack(self.shared, lease, &image.manifest, &config).await?;
+        }
+        Ok(download)
     }
-    let Traffic {
-        registry,
-        mirror,
-        present,
-    } = *fetcher
-        .traffic
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    Ok(PullReport {
-        digest: image.target().digest.clone(),
-        already_present: false,
-        bytes_registry: registry,
-        bytes_mirror: mirror,
-        bytes_present: present,
-        resolve: plan.resolve,
-        download,
-        unpack: started.elapsed(),
-    })
+
+    /// Makes the image visible.
+    async fn name(&self) -> Result<(), Failure> {
+        let (request, image) = (self.request, &self.plan.image);
+        let is_image = image.manifest.is_image();
+        let config = is_image.then_some(&image.manifest.config.digest);
+        let labels = names::labels(request);
+        let names = names::all(&request.image, &image.target().digest, config);
+        for name in &names {
+            names::set(&self.lease.client, name, image.target(), &labels).await?;
+        }
+        if let (Some(config), Some(last)) = (config, names.last()) {
+            cri::wait_until_seen(&self.lease.client, last, config).await;
+        }
+        Ok(())
+    }
 }
 
 /// Brings everything into the content store: blobs, then the manifests that keep them.
@@ -243,6 +323,11 @@ async fn fetch(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
         .buffer_unordered(BLOBS_AT_ONCE)
         .try_collect::<()>()
         .await?;
+    put_pages(fetcher, image).await
+}
+
+/// Puts the manifests into the content store, once what they keep is there.
+async fn put_pages(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
     for Page {
         descriptor,
         bytes,

@@ -43,12 +43,27 @@ pub(super) async fn unpack(
         step.run().await?;
         parent = Some(chain_id);
     }
+    keep(shared, client, manifest, &chain).await
+}
+
+/// Has the configuration keep the topmost snapshot.
+pub(super) async fn keep(
+    shared: &Shared,
+    client: &Client,
+    manifest: &Manifest,
+    chain: &[Digest],
+) -> Result<(), Failure> {
     let labels = chain
         .last()
         .map(|top| (labels::gc_snapshot(&shared.snapshotter), top.to_string()));
     client
         .label(&manifest.config.digest, labels.into_iter().collect())
         .await
+}
+
+/// A key for a snapshot that is being unpacked, as containerd writes them.
+pub(super) fn unpack_key(name: &str) -> String {
+    format!("{UNPACK_KEY_PREFIX}{:016x} {name}", rand::random::<u64>())
 }
 
 /// Whether a snapshot of this name is there and committed.
@@ -73,29 +88,34 @@ pub(super) async fn has_snapshot(
 }
 
 /// One layer on top of its parent.
-struct Step<'a> {
-    shared: &'a Shared,
-    lease: &'a Lease<'a>,
-    layer: &'a Descriptor,
-    diff_id: &'a Digest,
-    chain_id: &'a Digest,
-    parent: Option<&'a Digest>,
+pub(super) struct Step<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) lease: &'a Lease<'a>,
+    pub(super) layer: &'a Descriptor,
+    pub(super) diff_id: &'a Digest,
+    pub(super) chain_id: &'a Digest,
+    pub(super) parent: Option<&'a Digest>,
 }
 
 impl Step<'_> {
     async fn run(&self) -> Result<(), Failure> {
         let _turn = self.shared.snapshots.turn(self.chain_id, |_| {}).await;
-        let key = format!(
-            "{UNPACK_KEY_PREFIX}{:016x} {}",
-            rand::random::<u64>(),
-            self.chain_id
-        );
+        self.fill(async |mounts| self.apply(mounts).await).await
+    }
+
+    /// Makes the snapshot out of what `fill` puts into its mounts, or finds it there. Others have to
+    /// be kept from doing the same meanwhile.
+    pub(super) async fn fill(
+        &self,
+        fill: impl AsyncFnOnce(Vec<Mount>) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let key = unpack_key(self.chain_id.as_str());
         self.lease.unpacking(&key);
         let Some(mounts) = self.prepare(&key).await? else {
             self.lease.committed(&key);
             return Ok(());
         };
-        let done = match self.apply(mounts).await {
+        let done = match fill(mounts).await {
             Ok(()) => self.commit(&key).await,
             Err(failure) => Err(failure),
         };
@@ -192,6 +212,12 @@ impl Step<'_> {
         }
         // Only now is it known to be true.
         let uncompressed = (labels::UNCOMPRESSED.to_owned(), self.diff_id.to_string());
+        let known = client.info(&self.layer.digest).await?;
+        if known
+            .is_some_and(|known| known.labels.get(labels::UNCOMPRESSED) == Some(&uncompressed.1))
+        {
+            return Ok(());
+        }
         client
             .label(&self.layer.digest, Labels::from([uncompressed]))
             .await

@@ -47,6 +47,36 @@ pub struct Blob {
     pub endpoint: usize,
     /// Whether that is a mirror.
     pub from_mirror: bool,
+    /// The offset that the stream goes up to: the end of the part, or of the blob where the endpoint
+    /// does not serve parts.
+    pub end: u64,
+}
+
+/// The part of a blob from one offset to before another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The first byte.
+    pub start: u64,
+    /// The byte after the last; `None` goes on to the end of the blob.
+    pub end: Option<u64>,
+}
+
+impl Part {
+    /// All from an offset on.
+    #[must_use]
+    pub const fn from(start: u64) -> Self {
+        Self { start, end: None }
+    }
+
+    /// The header's value (RFC 9110, section 14.1.2); `None` for a whole blob.
+    fn header(self) -> Option<HeaderValue> {
+        let value = match self.end {
+            None if self.start == 0 => return None,
+            None => format!("bytes={}-", self.start),
+            Some(end) => format!("bytes={}-{}", self.start, end.saturating_sub(1)),
+        };
+        HeaderValue::try_from(value).ok()
+    }
 }
 
 /// An image's repository, and where it is to be had.
@@ -206,7 +236,7 @@ impl Repository {
         Ok((media_type, bytes.into()))
     }
 
-    /// Opens a blob of `size` bytes at `offset`, trying the endpoints from `first_endpoint` on.
+    /// Opens a part of a blob of `size` bytes, trying the endpoints from `first_endpoint` on.
     ///
     /// # Errors
     /// As the registry answers; `DigestMismatch` when the blob there has another size.
@@ -214,17 +244,18 @@ impl Repository {
         &self,
         digest: &Digest,
         size: u64,
-        offset: u64,
+        part: Part,
         first_endpoint: usize,
     ) -> Result<Blob, Failure> {
         let mut tried = Tried::default();
         for (at, endpoint) in self.endpoints.iter().enumerate().skip(first_endpoint) {
-            match self.blob_at(endpoint, digest, size, offset).await {
-                Ok(stream) => {
+            match self.blob_at(endpoint, digest, size, part).await {
+                Ok((stream, end)) => {
                     return Ok(Blob {
                         stream,
                         endpoint: at,
                         from_mirror: endpoint.host.is_mirror,
+                        end,
                     });
                 }
                 Err(failure) => tried.failed(endpoint, failure),
@@ -244,23 +275,22 @@ impl Repository {
         endpoint: &Endpoint,
         digest: &Digest,
         size: u64,
-        offset: u64,
-    ) -> Result<BoxStream<'static, Result<Bytes, Failure>>, Failure> {
+        part: Part,
+    ) -> Result<(BoxStream<'static, Result<Bytes, Failure>>, u64), Failure> {
+        let offset = part.start;
         let path = format!("blobs/{digest}");
         let what = endpoint.what(&Method::GET, &path);
         let mut headers = HeaderMap::new();
         // A proxy that compresses on the way would make the bytes others than the digest's.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if offset > 0
-            && let Ok(range) = HeaderValue::try_from(format!("bytes={offset}-"))
-        {
+        if let Some(range) = part.header() {
             headers.insert(RANGE, range);
         }
         let response = endpoint.request(Method::GET, &path, headers).await?;
-        let skip = match response.status() {
+        let (skip, end) = match response.status() {
             StatusCode::OK => {
                 same_size(content_length(&response), size, &what)?;
-                offset
+                (offset, size)
             }
             StatusCode::PARTIAL_CONTENT => {
                 let (start, total) = content_range(&response);
@@ -271,7 +301,7 @@ impl Repository {
                         format!("{what}: answered with another range than the one asked for"),
                     ));
                 }
-                0
+                (0, part.end.unwrap_or(size))
             }
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 return Err(Failure::new(
@@ -284,7 +314,7 @@ impl Repository {
         let stream = response
             .bytes_stream()
             .map(move |chunk| chunk.map_err(|error| failure::of_transport(error, &what)));
-        Ok(skipping(stream, skip).boxed())
+        Ok((skipping(stream, skip).boxed(), end))
     }
 
     fn exhausted(&self, mut tried: Tried) -> Failure {

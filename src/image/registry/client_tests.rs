@@ -24,7 +24,7 @@ async fn blob(server: &Server, size: u64, offset: u64) -> Result<Vec<u8>, Failur
     let digest = Digest::of(BLOB);
     let blob = repository(server)
         .await
-        .blob(&digest, size, offset, 0)
+        .blob(&digest, size, Part::from(offset), 0)
         .await?;
     let chunks: Vec<Bytes> = blob.stream.try_collect().await?;
     Ok(chunks.concat())
@@ -276,7 +276,10 @@ async fn a_redirect_to_another_host_takes_no_secret_along() {
         secrets_dir: None,
     });
     let repository = client.repository(&registry.image(), &[]).await.unwrap();
-    repository.blob(&Digest::of(BLOB), 10, 4, 0).await.unwrap();
+    repository
+        .blob(&Digest::of(BLOB), 10, Part::from(4), 0)
+        .await
+        .unwrap();
     let sent = registry.asked();
     assert_eq!(sent[1].header("x-key"), Some("k"));
     let [asked] = &store.asked()[..] else {

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use self::auth::AuthCache;
-pub use self::client::{Blob, RawManifest, Repository, Resolved};
+pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
 use self::transport::Transports;
 use crate::domain::failure::Failure;
 use crate::domain::image::ImageRef;

@@ -14,6 +14,8 @@ const GENERATED_FILE: usize = 64 * 1024;
 pub enum Compression {
     /// As most images are.
     Gzip,
+    /// As some newer images are.
+    Zstd,
     /// A bare tar archive.
     None,
 }
@@ -132,6 +134,19 @@ impl Layer {
         Self::of(&entries)
     }
 
+    /// A gzip layer of an archive that is there.
+    pub fn archive(tar: Vec<u8>) -> Self {
+        Self {
+            compression: Compression::Gzip,
+            tar,
+        }
+    }
+
+    /// The bare tar archive.
+    pub fn tar(&self) -> &[u8] {
+        &self.tar
+    }
+
     /// The same layer, packed otherwise.
     #[must_use]
     pub fn packed_as(mut self, compression: Compression) -> Self {
@@ -148,6 +163,11 @@ impl Layer {
     pub fn packed(&self) -> Vec<u8> {
         match self.compression {
             Compression::None => self.tar.clone(),
+            Compression::Zstd => {
+                let mut packed = Vec::with_capacity(zstd_safe::compress_bound(self.tar.len()));
+                zstd_safe::compress(&mut packed, &self.tar, 3).expect("zstd in memory");
+                packed
+            }
             Compression::Gzip => {
                 let mut packer =
                     flate2::GzBuilder::new().write(Vec::new(), flate2::Compression::fast());

@@ -2,6 +2,7 @@
 
 mod layer;
 mod push;
+pub mod tarball;
 
 use std::path::Path;
 use std::process::Command;
@@ -80,6 +81,8 @@ impl Format {
     fn layer(self, compression: Compression) -> &'static str {
         match (self, compression) {
             (Self::Oci, Compression::Gzip) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            // Docker's own format never had a type for it.
+            (_, Compression::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
             (Self::Oci, Compression::None) => "application/vnd.oci.image.layer.v1.tar",
             (Self::Docker, Compression::Gzip) => {
                 "application/vnd.docker.image.rootfs.diff.tar.gzip"

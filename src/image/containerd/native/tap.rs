@@ -1,0 +1,265 @@
+//! A layer on its way into a directory: inflated, hashed and unpacked on threads of its own while it
+//! still arrives.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Digest;
+use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
+use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
+
+/// Pieces that wait to be inflated.
+const INPUT_QUEUE: usize = 4;
+/// Inflated chunks that wait to be hashed, and to be unpacked.
+const CHUNK_QUEUE: usize = 8;
+/// Most memory that one layer's threads use, in bytes: the chunks in both queues, those in hand, and
+/// pieces of a MiB before they are inflated. The window of zstd comes on top.
+pub(in crate::image::containerd) const MEMORY_BYTES: u64 =
+    ((CHUNK_QUEUE + 4) * CHUNK_BYTES) as u64 + ((INPUT_QUEUE as u64 + 3) << 20);
+
+/// What a layer turned out to be.
+pub(in crate::image::containerd) struct Unpacked {
+    /// The digest of the archive.
+    pub(in crate::image::containerd) diff_id: Digest,
+    /// Directories that are to look as in the layers below.
+    pub(in crate::image::containerd) implicit: Vec<Implicit>,
+}
+
+/// Why a layer was not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::image::containerd) enum UnpackError {
+    #[error(transparent)]
+    Inflate(#[from] InflateError),
+    #[error(transparent)]
+    Untar(#[from] UntarError),
+    #[error("its thread ended")]
+    Thread,
+}
+
+impl UnpackError {
+    /// Whether more bytes cannot change that.
+    fn is_machine(&self) -> bool {
+        match self {
+            Self::Inflate(_) => false,
+            Self::Untar(error) => error.is_machine(),
+            Self::Thread => true,
+        }
+    }
+
+    /// The failure it means; `layer` is what was unpacked.
+    pub(super) fn failure(&self, layer: &Digest) -> Failure {
+        let kind = match self {
+            Self::Inflate(_) => FailureKind::InvalidReference,
+            Self::Untar(error) if error.is_disk_full() => FailureKind::InsufficientDisk,
+            Self::Untar(error) if error.is_machine() => FailureKind::RuntimeUnavailable,
+            Self::Untar(_) => FailureKind::InvalidReference,
+            Self::Thread => FailureKind::Internal,
+        };
+        Failure::new(kind, format!("unpacking layer {layer}: {self}"))
+    }
+}
+
+/// Takes a layer's bytes from its first to its last.
+pub(in crate::image::containerd) struct Tap {
+    layer: Digest,
+    /// `None` once bytes were missed, or no more are to come.
+    input: Option<mpsc::Sender<Bytes>>,
+    /// Bytes that were taken.
+    fed: u64,
+    /// Whether bytes were missed.
+    missed: bool,
+    /// Whether the threads wanted no more.
+    refused: bool,
+    state: Running,
+}
+
+enum Running {
+    Threads(JoinHandle<Result<Unpacked, UnpackError>>),
+    Done(Result<Unpacked, UnpackError>),
+}
+
+impl Tap {
+    /// Starts to unpack into an empty directory. The threads are told of to `workers`, and end soon
+    /// after the tap is dropped.
+    pub(super) fn start(workers: &TaskTracker, layer: &Digest, dir: PathBuf, level: Level) -> Self {
+        let (input, pieces) = mpsc::channel(INPUT_QUEUE);
+        let threads = workers.spawn_blocking(move || unpack(pieces, dir, level));
+        Self {
+            layer: layer.clone(),
+            input: Some(input),
+            fed: 0,
+            missed: false,
+            refused: false,
+            state: Running::Threads(threads),
+        }
+    }
+
+    /// Takes the bytes at an offset. Those that do not continue the others spoil the whole.
+    ///
+    /// # Errors
+    /// What makes it futile to go on, such as a full disk. What is wrong with the bytes is told by
+    /// [`finish`](Self::finish): their digest may be wrong as well, which says more.
+    pub(in crate::image::containerd) async fn feed(
+        &mut self,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<(), Failure> {
+        if offset != self.fed && !self.refused {
+            self.missed = true;
+            self.input = None;
+        }
+        let Some(input) = &self.input else {
+            return Ok(());
+        };
+        let length = bytes.len() as u64;
+        if input.send(bytes).await.is_ok() {
+            self.fed += length;
+            return Ok(());
+        }
+        self.input = None;
+        self.refused = true;
+        let layer = self.layer.clone();
+        match self.outcome().await {
+            Err(error) if error.is_machine() => Err(error.failure(&layer)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What came out of `size` bytes; `None` if the tap did not see them all.
+    pub(in crate::image::containerd) async fn finish(
+        &mut self,
+        size: u64,
+    ) -> Option<&Result<Unpacked, UnpackError>> {
+        self.input = None;
+        let seen = self.refused || (!self.missed && self.fed == size);
+        let outcome = self.outcome().await;
+        seen.then_some(outcome)
+    }
+
+    /// What came out.
+    pub(super) async fn into_outcome(mut self) -> Result<Unpacked, UnpackError> {
+        self.input = None;
+        match self.state {
+            Running::Threads(threads) => threads.await.unwrap_or(Err(UnpackError::Thread)),
+            Running::Done(outcome) => outcome,
+        }
+    }
+
+    async fn outcome(&mut self) -> &Result<Unpacked, UnpackError> {
+        if let Running::Threads(threads) = &mut self.state {
+            let outcome = threads.await.unwrap_or(Err(UnpackError::Thread));
+            self.state = Running::Done(outcome);
+        }
+        match &self.state {
+            Running::Done(outcome) => outcome,
+            Running::Threads(_) => &Err(UnpackError::Thread),
+        }
+    }
+}
+
+/// Inflates on this thread, hashes and unpacks on two others.
+fn unpack(
+    mut pieces: mpsc::Receiver<Bytes>,
+    dir: PathBuf,
+    level: Level,
+) -> Result<Unpacked, UnpackError> {
+    let limits = Limits::default();
+    let (to_hash, hashing) = sync_channel(CHUNK_QUEUE);
+    let (to_unpack, unpacking) = sync_channel::<Arc<Chunk>>(CHUNK_QUEUE);
+    let (give_back, spare) = sync_channel(2 * CHUNK_QUEUE + 2);
+    let give_back_too = give_back.clone();
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || hash(&hashing, &give_back_too));
+        let extractor = scope.spawn(move || -> Result<_, UntarError> {
+            let mut untar = Untar::new(&dir, level, limits)?;
+            for chunk in unpacking {
+                untar.write(chunk.bytes())?;
+                recycle(chunk, &give_back);
+            }
+            untar.finish()
+        });
+        let mut chunks = Chunks {
+            takers: [to_hash, to_unpack],
+            spare,
+        };
+        // What tar adds to the files it holds is less than they are, or than a GiB.
+        let most = limits.bytes.saturating_mul(2);
+        let mut inflater = Inflater::new(most);
+        let inflated = || -> Result<(), InflateError> {
+            while let Some(piece) = pieces.blocking_recv() {
+                inflater.push(&piece, &mut chunks)?;
+            }
+            inflater.finish(&mut chunks)?;
+            drop(chunks);
+            Ok(())
+        }();
+        let diff_id = hasher.join().map_err(|_| UnpackError::Thread)?;
+        let implicit = extractor.join().map_err(|_| UnpackError::Thread)?;
+        // If the extractor gave up, the rest was not wanted; else an archive that ended too early did
+        // so because its stream did.
+        match (inflated, implicit) {
+            (Err(InflateError::Unwanted), Err(error)) | (Ok(()), Err(error)) => Err(error.into()),
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Ok(implicit)) => Ok(Unpacked { diff_id, implicit }),
+        }
+    })
+}
+
+/// A buffer and how much of it counts.
+struct Chunk {
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+}
+
+/// Hands chunks to all who take them, and buffers that they are done with back to the inflater.
+struct Chunks {
+    takers: [SyncSender<Arc<Chunk>>; 2],
+    spare: Receiver<Vec<u8>>,
+}
+
+impl Outlet for Chunks {
+    fn take(&mut self, buffer: Vec<u8>, filled: usize) -> Result<(), InflateError> {
+        let chunk = Arc::new(Chunk { buffer, filled });
+        for taker in &self.takers {
+            let sent = taker.send(chunk.clone());
+            sent.map_err(|_| InflateError::Unwanted)?;
+        }
+        Ok(())
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        let spare = self.spare.try_recv();
+        spare.unwrap_or_else(|_| vec![0; CHUNK_BYTES])
+    }
+}
+
+/// Whoever is done with a chunk last gives its buffer back.
+fn recycle(chunk: Arc<Chunk>, give_back: &SyncSender<Vec<u8>>) {
+    if let Some(chunk) = Arc::into_inner(chunk) {
+        // If there is no room, or nobody to take it, it is freed.
+        let _ = give_back.try_send(chunk.buffer);
+    }
+}
+
+fn hash(chunks: &Receiver<Arc<Chunk>>, give_back: &SyncSender<Vec<u8>>) -> Digest {
+    let mut hasher = Sha256::new();
+    for chunk in chunks {
+        hasher.update(chunk.bytes());
+        recycle(chunk, give_back);
+    }
+    Digest::from_sha256(hasher.finalize().into())
+}
