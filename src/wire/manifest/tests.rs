@@ -260,6 +260,7 @@ fn kruise_parallelism_is_read_as_its_webhook_reads_it() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table, a row for each rule")]
 fn kruise_rules_name_the_field_they_are_broken_by() {
     let many: Vec<String> = (0..256).map(|n| format!("a:{n}")).collect();
     let many = format!("images: [{}]", many.join(", "));
