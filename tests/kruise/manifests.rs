@@ -1,5 +1,5 @@
-//! Kruise's manifests as its users write them: the three of the article that introduced ImagePullJob (Wang Siyu,
-//! March 2021; its fields, our wording), and each kind in each version.
+//! Kruise's manifests as its users write them: the three of the article that introduced ImagePullJob in March 2021 (its
+//! fields, our wording), and each kind in each version.
 
 use prewarm::domain::job::{Amount, CompletionType, ImagePullPolicy};
 use prewarm::domain::status::JobPhase;
