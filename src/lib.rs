@@ -6,6 +6,7 @@
 //! - [`wire`]: messages, manifests, subjects, schemas → `domain`.
 //! - [`image`]: putting one image on this node → `domain`.
 //! - [`work`]: the worker: takes tasks, pulls, tells → `domain`, `wire`, `bus`, `image`.
+//! - [`simulate`]: many workers in one process → `work` and what that uses.
 
 pub mod api;
 pub mod bus;
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod dispatch;
 pub mod domain;
 pub mod image;
+pub mod simulate;
 pub mod telemetry;
 pub mod wire;
 pub mod work;

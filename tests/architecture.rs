@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 8] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("api", &["bus", "wire", "domain"]),
     ("domain", &[]),
     ("wire", &["domain"]),
@@ -14,11 +14,12 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("bus", &["wire", "domain"]),
     ("image", &["domain"]),
     ("work", &["bus", "image", "wire", "domain"]),
+    ("simulate", &["work", "bus", "image", "wire", "domain"]),
     ("dispatch", &["bus", "image", "wire", "domain"]),
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 16] = [
+const PURE: [&str; 18] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -34,6 +35,8 @@ const PURE: [&str; 16] = [
     "dispatch/slots.rs",
     "dispatch/state.rs",
     "dispatch/timers.rs",
+    "simulate/figures.rs",
+    "simulate/plan.rs",
     "work/state",
 ];
 

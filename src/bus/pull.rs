@@ -8,7 +8,7 @@
 //! which request it answers; a status does, and says how many messages the request still lacks.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
@@ -55,6 +55,8 @@ pub struct Delivery {
     pub reply: Subject,
     /// How often it was delivered, this time included; at least 1.
     pub deliveries: u32,
+    /// When the broker stored it, by the broker's clock; `None` if it did not say.
+    pub stored_at: Option<SystemTime>,
 }
 
 /// What came by a pull request.
@@ -213,13 +215,14 @@ impl Open {
     /// A message of the stream; anything else that finds its way to the inbox is not for us.
     fn delivery(&mut self, message: Message) -> Option<Pulled> {
         let reply = message.reply?;
-        let deliveries = deliveries(&reply)?;
+        let said = AckSubject::read(&reply)?;
         self.outstanding = self.outstanding.saturating_sub(1);
         Some(Pulled::Delivery(Delivery {
             subject: message.subject,
             payload: message.payload,
             reply,
-            deliveries,
+            deliveries: said.deliveries,
+            stored_at: said.stored_at,
         }))
     }
 
@@ -288,18 +291,31 @@ fn undelivered(reply: &str, headers: Option<&HeaderMap>) -> u32 {
     said.or_else(asked).unwrap_or(0)
 }
 
-/// How often a message was delivered, from its ack subject (ADR-15): `$JS.ACK.<stream>.<consumer>.
-/// <delivered>.<stream seq>.<consumer seq>.<time>.<pending>`, or from 2.15 with `<domain>.<account
-/// hash>` before the stream and more to come at the end.
-fn deliveries(reply: &str) -> Option<u32> {
-    let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-    let delivered = match tokens.len() {
-        7 => tokens[2],
-        9.. => tokens[4],
-        _ => return None,
-    };
-    let delivered: u64 = delivered.parse().ok()?;
-    Some(u32::try_from(delivered).unwrap_or(u32::MAX).max(1))
+/// What an ack subject says of its message (ADR-15): `$JS.ACK.<stream>.<consumer>.<delivered>.<stream
+/// seq>.<consumer seq>.<time>.<pending>`, or from 2.15 with `<domain>.<account hash>` before the stream
+/// and more to come at the end. The time is in nanoseconds since the Unix epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct AckSubject {
+    deliveries: u32,
+    stored_at: Option<SystemTime>,
+}
+
+impl AckSubject {
+    fn read(reply: &str) -> Option<Self> {
+        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let delivered = match tokens.len() {
+            7 => 2,
+            9.. => 4,
+            _ => return None,
+        };
+        let deliveries: u64 = tokens[delivered].parse().ok()?;
+        let stored: Option<u64> = tokens[delivered + 3].parse().ok();
+        let since_epoch = stored.map(Duration::from_nanos);
+        Some(Self {
+            deliveries: u32::try_from(deliveries).unwrap_or(u32::MAX).max(1),
+            stored_at: since_epoch.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(time)),
+        })
+    }
 }
 
 /// What a delivery is answered with, published on its reply subject.
@@ -365,7 +381,24 @@ mod tests {
             ("$JS.ACK.S.C.1", None),
             ("_INBOX.a.b.1.2.3.4.5.6", None),
         ] {
-            assert_eq!(deliveries(reply), expected, "{reply}");
+            let said = AckSubject::read(reply);
+            assert_eq!(said.map(|said| said.deliveries), expected, "{reply}");
+        }
+    }
+
+    #[test]
+    fn an_ack_subject_says_when_the_message_was_stored() {
+        let stored = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_790_000_000_000_000_001);
+        for (reply, expected) in [
+            ("$JS.ACK.S.C.1.17.5.1790000000000000001.2", Some(stored)),
+            (
+                "$JS.ACK._.hASh.S.C.1.17.5.1790000000000000001.2.x",
+                Some(stored),
+            ),
+            ("$JS.ACK.S.C.1.17.5.soon.2", None),
+        ] {
+            let said = AckSubject::read(reply).unwrap();
+            assert_eq!(said.stored_at, expected, "{reply}");
         }
     }
 

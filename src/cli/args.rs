@@ -70,6 +70,8 @@ pub enum Command {
     Delete(JobArgs),
     /// Look at broker, containerd, registries and permissions, and say what to do
     Check(CheckArgs),
+    /// Play many nodes that only pretend to pull, for sizing and load tests
+    Simulate(SimulateArgs),
     /// Write the completions of a shell
     Completions {
         /// The shell
@@ -343,6 +345,56 @@ pub struct CheckArgs {
     /// How registries are reached.
     #[command(flatten)]
     pub registries: RegistryArgs,
+}
+
+/// `prewarm simulate`.
+#[derive(Args)]
+pub struct SimulateArgs {
+    /// How many nodes
+    #[arg(long, value_name = "NUMBER", default_value = "100")]
+    pub nodes: String,
+    /// What their names begin with; -00001 and so on follows
+    #[arg(long, value_name = "TEXT", default_value = "sim")]
+    pub node_prefix: String,
+    /// Connections to the broker that they share; the login must be allowed to speak for all of them
+    #[arg(long, value_name = "NUMBER", default_value = "8")]
+    pub connections: String,
+    /// Labels of every node: k=v,k=v
+    #[arg(long, value_name = "LABELS")]
+    pub labels: Option<String>,
+    /// A label whose values the nodes get in turn: pool=a|b|c; may be given again
+    #[arg(long, value_name = "LABEL")]
+    pub spread: Vec<String>,
+    /// Spread them over this many zones (label topology.kubernetes.io/zone)
+    #[arg(long, value_name = "NUMBER")]
+    pub zones: Option<String>,
+    /// Pulls at once on each node
+    #[arg(long, value_name = "NUMBER", default_value = "3")]
+    pub capacity: String,
+    /// Nodes that join a second [default: all at once]
+    #[arg(long, value_name = "NUMBER")]
+    pub join_rate: Option<String>,
+    /// Nodes that leave for good a second, once all have joined
+    #[arg(long, value_name = "NUMBER")]
+    pub leave_rate: Option<String>,
+    /// Share of nodes that come and go, 0 to 1; every other time without a word
+    #[arg(long, value_name = "SHARE")]
+    pub flapping: Option<String>,
+    /// How long such a node stays, give or take half
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "60s")]
+    pub flap_up: Span,
+    /// How long it is away, give or take half
+    #[arg(long, value_name = "TIME", value_parser = span, default_value = "30s")]
+    pub flap_away: Span,
+    /// End after this time [default: when interrupted]
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub duration: Option<Span>,
+    /// How the figures at the end look [default: a table]
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<DataFormat>,
+    /// How they pretend.
+    #[command(flatten)]
+    pub simulated: SimulatedArgs,
 }
 
 /// `prewarm tethered`.

@@ -14,6 +14,7 @@ pub mod roles;
 pub mod run;
 pub mod settings;
 pub mod signals;
+pub mod simulate;
 pub mod submit;
 pub mod summary;
 pub mod tethered;
@@ -151,6 +152,7 @@ async fn perform_async(invocation: &Invocation, command: Command) -> Result<(), 
         Command::Check(args) => check::run(invocation, &args).await,
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => write_schema(name.as_deref()),
+        Command::Simulate(args) => simulate::run(invocation, &args).await,
         Command::Tethered(args) => tethered::run(&args),
         Command::Run(args) => {
             let manifest = run::manifest(&args, &run::random_suffix())?;

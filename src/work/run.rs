@@ -6,6 +6,7 @@
 mod clock;
 mod fetching;
 mod journal;
+mod observe;
 mod outbox;
 mod pulling;
 mod registering;
@@ -23,6 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::clock::Clock;
 use self::fetching::Fetching;
 use self::journal::Journal;
+pub use self::observe::{Observer, Seen};
 use self::outbox::Outbox;
 use self::pulling::Pulling;
 use self::registering::Registering;
@@ -102,7 +104,21 @@ pub enum WorkerError {
 pub async fn run(
     bus: Bus,
     runtime: Runtime,
+    settings: WorkerSettings,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    run_observed(bus, runtime, settings, Arc::new(()), shutdown).await
+}
+
+/// [`run`], with somebody who hears what the worker sees.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_observed(
+    bus: Bus,
+    runtime: Runtime,
     mut settings: WorkerSettings,
+    observer: Arc<dyn Observer>,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
     settings.capacity = settings.capacity.clamp(1, MAX_CAPACITY);
@@ -115,7 +131,8 @@ pub async fn run(
     })?;
     let (arrivals, arrived) = mpsc::channel(MAX_ARRIVED);
     let (outbox, sending) = Outbox::start(bus.clone(), arrivals.clone());
-    let mut shell = Shell::new(bus, runtime, info, &settings, outbox.clone(), arrivals);
+    let outboxes = (outbox.clone(), arrivals);
+    let mut shell = Shell::new(bus, runtime, info, &settings, outboxes, observer);
     shell.serve(arrived, revocations, shutdown).await;
     outbox.close(sending).await;
     Ok(())
@@ -142,6 +159,7 @@ struct Shell {
     state: WorkerState,
     clock: Clock,
     journal: Journal,
+    observer: Arc<dyn Observer>,
     outbox: Outbox,
     fetching: Fetching,
     registering: Registering,
@@ -162,8 +180,8 @@ impl Shell {
         runtime: Runtime,
         info: RuntimeInfo,
         settings: &WorkerSettings,
-        outbox: Outbox,
-        arrivals: mpsc::Sender<Arrived>,
+        (outbox, arrivals): (Outbox, mpsc::Sender<Arrived>),
+        observer: Arc<dyn Observer>,
     ) -> Self {
         let mut clock = Clock::new();
         let journal = Journal::new(settings.node.clone());
@@ -184,6 +202,7 @@ impl Shell {
             state: WorkerState::new(state_settings, rand::random(), clock.now()),
             clock,
             journal,
+            observer,
             fetching: Fetching::start(&bus, settings.pull_times, arrivals),
             registering,
             _pulls_end_with_us: pulling.drop_guard(),
@@ -261,6 +280,7 @@ impl Shell {
             Arrived::Fetched { epoch, input } => (epoch == self.fetching.epoch()).then_some(input),
             Arrived::Registered(Ok(consumer)) => {
                 self.journal.registered(&consumer);
+                self.observer.saw(Seen::Registered);
                 Some(Input::Registered(consumer))
             }
             Arrived::Registered(Err(reason)) => {
@@ -279,6 +299,10 @@ impl Shell {
     fn read_delivery(&mut self, delivery: Delivery) -> Input {
         self.deliveries += 1;
         let token = DeliveryToken(self.deliveries);
+        self.observer.saw(Seen::Delivered {
+            deliveries: delivery.deliveries,
+            stored_at: delivery.stored_at,
+        });
         self.replies.insert(token, delivery.reply);
         match serde_json::from_slice::<PullTask>(&delivery.payload) {
             Ok(task) => Input::Delivered {
@@ -354,7 +378,9 @@ impl Shell {
     }
 
     fn store(&mut self, event: Arc<EventToStore>) {
-        self.journal.told(&event);
+        if self.journal.told(&event) {
+            self.observer.saw(Seen::Told(&event.event));
+        }
         if event.event.state == PullState::Retrying {
             let message = pulling::waiting(&event.event);
             let key = PullKey::new(

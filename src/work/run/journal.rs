@@ -58,9 +58,10 @@ impl Journal {
         tracing::warn!(node = %self.node, %error, "a revocation cannot be read and is dropped");
     }
 
-    pub(super) fn told(&mut self, stored: &EventToStore) {
+    /// Says whether it is news.
+    pub(super) fn told(&mut self, stored: &EventToStore) -> bool {
         if self.newest >= Some(stored.store) {
-            return;
+            return false;
         }
         self.newest = Some(stored.store);
         let event = &stored.event;
@@ -91,6 +92,7 @@ impl Journal {
                 tracing::error!(%job, %node, %image, attempt, kind, reason, "pull failed for good");
             }
         }
+        true
     }
 
     pub(super) fn note(&self, note: &Note) {

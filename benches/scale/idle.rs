@@ -1,0 +1,106 @@
+//! Thirty jobs that keep 10,000 nodes warm: what they cost when nothing happens, and a new dispatcher.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+
+use crate::cell::{Cell, LIMIT, cpu, dispatcher, job, megabytes};
+use crate::support::nats::NatsVersion;
+use crate::support::wait::within;
+use crate::{NODES, figure, seconds};
+
+const JOBS: u32 = 30;
+/// How long nothing happens.
+const IDLE_FOR: Duration = Duration::from_secs(60);
+
+pub(crate) async fn measure() {
+    let mut cell = Cell::start(NatsVersion::V2_15, NODES, &["--simulated-latency", "0"]).await;
+    println!("{JOBS} Never jobs on {NODES} nodes:");
+    let began = Instant::now();
+    let mut rounds = cell.job_events("*", "round-completed").await;
+    for number in 0..JOBS {
+        let name = format!("never-{number}");
+        let mut manifest = job(&name, &name, NODES);
+        manifest["spec"]["completionPolicy"] = serde_json::json!({"type": "Never"});
+        cell.submit(&manifest).await;
+    }
+    for _ in 0..JOBS {
+        within(LIMIT, "a round to end", rounds.next())
+            .await
+            .unwrap();
+    }
+    figure(
+        "to the end of their first round",
+        seconds(began.elapsed()),
+        "",
+    );
+    // A redelivery whose ack is on its way is not idleness.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    idle(&mut cell).await;
+    restart(&mut cell).await;
+}
+
+async fn idle(cell: &mut Cell) {
+    let pids = [
+        cell.dispatcher.pid(),
+        cell.nats.process().pid(),
+        cell.fleet.pid(),
+    ];
+    let (before, began) = (pids.map(cpu), Instant::now());
+    tokio::time::sleep(IDLE_FOR).await;
+    let wall = began.elapsed().as_secs_f64();
+    let share = |index: usize| {
+        let used = cpu(pids[index]) - before[index];
+        format!("{:.1} % of a core", used.as_secs_f64() / wall * 100.0)
+    };
+    figure("idle dispatcher", share(0), "< 5 %");
+    figure(
+        "idle dispatcher, resident",
+        megabytes(cell.dispatcher.resident_bytes()),
+        "< 500 MB",
+    );
+    figure("idle broker", share(1), "");
+    figure("idle fleet (all 10,000 workers)", share(2), "");
+}
+
+async fn restart(cell: &mut Cell) {
+    cell.dispatcher.kill9();
+    let mut tasks = cell.client.subscribe("prewarm.task.>").await.unwrap();
+    cell.client.flush().await.unwrap();
+    cell.submit(&job("after", "after", NODES)).await;
+    let began = Instant::now();
+    cell.dispatcher = dispatcher(&cell.nats);
+    let line = cell.dispatcher.logs("read the cell back", LIMIT).await;
+    let leading = began.elapsed();
+    within(LIMIT, "the first released task", tasks.next())
+        .await
+        .unwrap();
+    let released = began.elapsed();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let read_in = line["fields"]["millis"]
+        .as_u64()
+        .or(line["millis"].as_u64());
+    let read_in = Duration::from_millis(read_in.unwrap());
+    figure("killed and started again: to leading", seconds(leading), "");
+    figure(
+        "  of it waiting for the lease of the one that was killed",
+        seconds(leading.saturating_sub(read_in)),
+        "",
+    );
+    figure("  of it reading the cell back", seconds(read_in), "");
+    figure(
+        "started again to the first released task, lease included",
+        seconds(released),
+        "",
+    );
+    figure(
+        "the same without the wait for the lease",
+        seconds(released.saturating_sub(leading.saturating_sub(read_in))),
+        "< 10 s",
+    );
+    figure(
+        "resident after it",
+        megabytes(cell.dispatcher.resident_bytes()),
+        "< 500 MB",
+    );
+}
