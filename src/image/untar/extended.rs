@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn records_are_counted_by_their_own_length() {
-        let read = records(b"12 path=a\nb\n12 uid=00001\n").unwrap();
+        let read = records(b"12 path=a\nb\n13 uid=00001\n").unwrap();
         assert_eq!(read.get(&b"path"[..]).unwrap(), b"a\nb");
         for bad in [
             &b"5 a=\n"[..4],
