@@ -239,7 +239,12 @@ impl Dispatcher {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
-        if !job.is_quiet() || job.counts.finished() == 0 {
+        if !job.is_quiet() {
+            return;
+        }
+        if job.counts.finished() == 0 {
+            // Nobody has had a turn, so no round has ended; the next may be due all the same.
+            self.arm_job_timers(id);
             return;
         }
         let ended = job.round_completed_at.is_none();

@@ -145,6 +145,16 @@ fn an_edited_interval_counts_from_the_round_that_began() {
 }
 
 #[test]
+fn a_round_that_is_due_begins_when_its_nodes_have_left() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    cell.submit("warm", hourly);
+    cell.advance(8_000);
+    cell.leave("a");
+    assert_eq!(cell.record("warm").status.round, 2);
+    cell.assert_rebuilds();
+}
+
+#[test]
 fn rounds_go_on_while_there_are_no_nodes() {
     let mut cell = Cell::new();
     cell.submit("warm", hourly);

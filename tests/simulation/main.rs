@@ -1,0 +1,94 @@
+//! The whole system in one thread, with everything that can go wrong, on many seeds.
+//!
+//! The dispatcher's and the worker's real state machines run on a model of JetStream ([`broker`])
+//! in virtual time. What the shells around them do is modelled in [`dispatcher`], [`leader`],
+//! [`perform`] and [`worker`]. Users and faults are planned from the seed ([`faults`]); what must
+//! hold is in [`invariants`] and [`looks`].
+//!
+//! `make sim SEED=7 STEPS=1000000` runs any number of seeds from any one on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a panic is the report"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "for the reader of a failed test"
+)]
+#![allow(unreachable_pub, reason = "modules of one test crate")]
+
+mod broker;
+mod counters;
+mod describe;
+mod dispatcher;
+mod faults;
+mod invariants;
+mod leader;
+mod looks;
+mod mishaps;
+mod net;
+mod payload;
+mod perform;
+mod registry;
+mod rng;
+mod runs;
+mod serve;
+mod shrink;
+mod trace;
+mod worker;
+mod world;
+
+use counters::Counters;
+use runs::{Runs, run_seed};
+
+/// Steps of a run that nobody asked for.
+const DEFAULT_STEPS: u64 = 1_000_000;
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is no number")),
+    )
+}
+
+#[test]
+fn every_seed_keeps_every_promise() {
+    let from = number("SEED").unwrap_or(1);
+    let steps = number("STEPS").unwrap_or(DEFAULT_STEPS);
+    let runs = Runs::from_seed(from, steps);
+    println!(
+        "{} steps in {} seeds from {from} on, {:.0} a second\n{}",
+        runs.steps,
+        runs.seeds,
+        runs.steps as f64 / runs.seconds,
+        runs.counters.table()
+    );
+    if steps >= DEFAULT_STEPS {
+        let missing = runs.counters.missing();
+        assert!(missing.is_empty(), "never happened: {missing:#?}");
+    }
+}
+
+#[test]
+fn seeds_that_failed_once_never_fail_again() {
+    let kept = include_str!("seeds.txt");
+    let seeds = kept.lines().filter_map(|line| line.split('#').next());
+    for seed in seeds.map(str::trim).filter(|seed| !seed.is_empty()) {
+        let seed = seed
+            .parse()
+            .unwrap_or_else(|_| panic!("{seed} in seeds.txt is no seed"));
+        run_seed(seed, &mut Counters::default());
+    }
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let (one, other) = (runs::trace(7), runs::trace(7));
+    assert!(one.lines().count() > 1_000, "the trace is empty");
+    assert!(one == other, "the traces differ");
+    assert!(one != runs::trace(8), "the seed makes no difference");
+}

@@ -1,0 +1,221 @@
+//! What goes wrong, done to the world; and everything made well again.
+
+use std::sync::Arc;
+
+use prewarm::dispatch::{Pause, Request};
+use prewarm::domain::job::Amount;
+use prewarm::domain::node::ZONE_LABEL;
+use prewarm::wire::manifest::Submission;
+
+use crate::dispatcher::Step;
+use crate::faults::{Action, Target};
+use crate::invariants::{self, Verdict};
+use crate::net::{Event, Life, Who};
+use crate::world::World;
+
+impl World {
+    fn life(&self, who: Who) -> Option<Life> {
+        let (is_up, life) = match who {
+            Who::Dispatcher(index) => {
+                let process = self.dispatchers.get(index)?;
+                (process.is_up, process.life())
+            }
+            Who::Worker(index) => {
+                let process = self.workers.get(index)?;
+                (process.is_up, process.life())
+            }
+        };
+        is_up.then_some(life)
+    }
+
+    fn target(&self, target: Target) -> Who {
+        match (target, self.leading) {
+            (Target::Leader, Some((life, _))) => life.who,
+            (Target::Leader, None) => Who::Dispatcher(0),
+            (Target::Dispatcher(index), _) => Who::Dispatcher(index),
+            (Target::Worker(index), _) => Who::Worker(index),
+        }
+    }
+
+    pub fn go_wrong(&mut self, action: Action) -> Verdict {
+        let now = self.net.now;
+        let to = |world: &Self, who| world.target(who);
+        match action {
+            Action::Request(_) => {}
+            Action::Crash {
+                who,
+                after_effects,
+                down,
+            } => {
+                let who = to(self, who);
+                match after_effects {
+                    None if self.life(who).is_some() => self.ended(who, now + down),
+                    Some(_) => self.crash_later(who, after_effects),
+                    None => {}
+                }
+            }
+            Action::CrashAfter { who, what, down } => {
+                if let Who::Dispatcher(index) = to(self, who) {
+                    self.dispatchers[index].crash_at = Some((what, down));
+                }
+            }
+            Action::Stop { who, down } => return self.stop(to(self, who), down),
+            Action::Freeze { who, still } => self.freeze(to(self, who), now + still),
+            Action::Relabel {
+                node,
+                pool,
+                zone,
+                capacity,
+            } => {
+                let Some(process) = self.workers.get_mut(node) else {
+                    return Ok(());
+                };
+                process
+                    .facts
+                    .labels
+                    .insert("pool".to_owned(), pool.to_owned());
+                let labels = &mut process.facts.labels;
+                labels.insert(ZONE_LABEL.to_owned(), zone.to_owned());
+                process.facts.capacity = capacity;
+                return self.stop(Who::Worker(node), 100);
+            }
+            Action::Disconnect { who, down } => {
+                if let Some(life) = self.life(to(self, who)) {
+                    self.disconnect(life, now + down);
+                }
+            }
+            Action::LoseQuestions { who, count } => {
+                self.net.link(to(self, who)).lose_questions += count
+            }
+            Action::LoseAnswers { who, count } => {
+                self.net.link(to(self, who)).lose_answers += count
+            }
+            Action::RepeatAcks { who, count } => self.net.link(to(self, who)).repeat += count,
+            Action::Delay { who, late } => self.net.link(to(self, who)).delays.push(late),
+            Action::LoseCore { count } => self.net.lose_core += count,
+            Action::RestartBroker { down } => {
+                if self.net.broker_up {
+                    self.net.broker_up = false;
+                    self.net.at(now + down, Event::BrokerUp);
+                }
+            }
+            Action::RegistryDown { down } => self.net.registry.down_until = now + down,
+            Action::RegistryFlaky { lasts } => self.net.registry.flaky_until = now + lasts,
+            Action::RegistryStalls { lasts } => self.net.registry.stalls_until = now + lasts,
+            Action::MoveTag(image) => self.net.registry.move_tag(&image),
+        }
+        Ok(())
+    }
+
+    fn crash_later(&mut self, who: Who, after: Option<u32>) {
+        match who {
+            Who::Dispatcher(index) => self.dispatchers[index].crash_after = after,
+            Who::Worker(index) => self.workers[index].crash_after = after,
+        }
+    }
+
+    fn stop(&mut self, who: Who, down: u64) -> Verdict {
+        if self.life(who).is_none() {
+            return Ok(());
+        }
+        let step = match who {
+            Who::Dispatcher(index) => self.dispatchers[index].stop(&mut self.net),
+            Who::Worker(index) => {
+                let process = &mut self.workers[index];
+                if process.stopping {
+                    return Ok(());
+                }
+                process.stop(&mut self.net)
+            }
+        };
+        match step {
+            Step::Crashes | Step::Ended => self.ended(who, self.net.now + down),
+            Step::Done | Step::Leads => {}
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self, who: Who, until: u64) {
+        match who {
+            Who::Dispatcher(index) => self.dispatchers[index].frozen_until = until,
+            Who::Worker(index) => self.workers[index].frozen_until = until,
+        }
+    }
+
+    /// Nothing goes wrong any more; what users have stopped goes on. Some nodes stay away.
+    pub fn heal(&mut self) -> Verdict {
+        let now = self.net.now;
+        self.net.trace.line(now, || "everything heals".to_owned());
+        self.healed_at = Some(now);
+        for link in self.net.links.values_mut() {
+            link.lose_questions = 0;
+            link.lose_answers = 0;
+            link.repeat = 0;
+            link.delays.clear();
+        }
+        self.net.lose_core = 0;
+        self.net.registry.down_until = 0;
+        self.net.registry.flaky_until = 0;
+        self.net.registry.stalls_until = 0;
+        for index in 0..self.dispatchers.len() {
+            self.dispatchers[index].crash_after = None;
+            self.dispatchers[index].crash_at = None;
+            self.begin_process(Who::Dispatcher(index))?;
+        }
+        for process in &mut self.workers {
+            process.crash_after = None;
+        }
+        Ok(())
+    }
+
+    /// Users let go on what they have paused or given no parallelism.
+    pub fn let_go_on(&mut self) {
+        if !self.net.broker_up || !self.waiting_requests().is_empty() {
+            return;
+        }
+        for record in invariants::records(&self.broker) {
+            if record.status.outcome.is_some() {
+                continue;
+            }
+            if record.status.paused {
+                self.request(Request::Pause(record.metadata.name.clone(), Pause::Resume));
+            }
+            let mut spec = record.spec.clone();
+            if matches!(spec.parallelism, Amount::Count(0) | Amount::Percent(0)) {
+                spec.parallelism = Amount::Count(3);
+                self.request(Request::Submit(Box::new(Submission {
+                    name: record.metadata.name.clone(),
+                    labels: record.metadata.labels.clone(),
+                    spec,
+                })));
+            }
+        }
+    }
+
+    /// Whether nothing has gone wrong for so long.
+    pub fn is_well_since(&self, long: u64) -> bool {
+        self.net.broker_up && self.healed_at.is_some_and(|at| at + long <= self.net.now)
+    }
+
+    /// Names of nodes whose workers run.
+    pub fn nodes_that_live(
+        &self,
+    ) -> Vec<(
+        &prewarm::domain::name::NodeName,
+        &crate::worker::WorkerProcess,
+    )> {
+        let live = self.workers.iter().filter(|process| process.is_up);
+        live.map(|process| (&process.node, process)).collect()
+    }
+
+    /// Requests that nobody has taken off the queue.
+    pub fn waiting_requests(&self) -> Vec<(u64, Arc<Request>)> {
+        let messages = self.broker.messages(crate::payload::JOBS, 0);
+        let request =
+            |(sequence, message): (u64, &crate::broker::Message<_>)| match &message.payload {
+                crate::payload::Payload::Request(request) => Some((sequence, request.clone())),
+                _ => None,
+            };
+        messages.filter_map(request).collect()
+    }
+}
