@@ -20,6 +20,8 @@ use crate::domain::time::Timestamp;
 
 /// Arrivals taken together before their effects are done.
 const BATCH: usize = 256;
+/// How often it is looked whether the connection was lost meanwhile.
+const CONNECTION_LOOKED_AT: Duration = Duration::from_millis(500);
 /// Longest sleep; a timer further away is looked at again then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -72,6 +74,9 @@ struct Leader {
     arrivals: mpsc::Receiver<Arrival>,
     next_reply: u64,
     audit_every: Duration,
+    client: async_nats::Client,
+    /// How often the client had connected when the cell was read back.
+    connects: u64,
     /// Ends the listeners with the leadership.
     _sources: tokio::task::JoinSet<()>,
 }
@@ -84,6 +89,8 @@ impl Leader {
         permission: Permission,
     ) -> Result<Self, Ended> {
         let clock = Clock::new();
+        let client = bus.client.clone();
+        let connects = connects(&client);
         let began = std::time::Instant::now();
         let loaded = load(&bus, settings, clock.now()).await.map_err(ended)?;
         let Loaded {
@@ -116,6 +123,8 @@ impl Leader {
             arrivals,
             next_reply: 0,
             audit_every,
+            client,
+            connects,
             _sources: sources,
         };
         leader.take([Arrival::Input(Input::Lead)]).await?;
@@ -126,6 +135,8 @@ impl Leader {
         let mut batch = Vec::with_capacity(BATCH);
         let mut audits = tokio::time::interval(self.audit_every);
         audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut connection = tokio::time::interval(CONNECTION_LOOKED_AT);
+        connection.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let sleep = self.state.next_deadline().map_or(LONGEST_SLEEP, |at| {
                 at.since(self.clock.now()).min(LONGEST_SLEEP)
@@ -138,6 +149,11 @@ impl Leader {
                     }
                     self.take(batch.drain(..)).await?;
                 }
+                // A broker that restarted has forgotten the consumers that listen for us, and a
+                // client finds that out after half a minute of silence.
+                _ = connection.tick() => if connects(&self.client) != self.connects {
+                    return Err(ended("the connection to the broker was lost meanwhile"));
+                },
                 _ = audits.tick() => {
                     if let Some(as_of) = self.state.has_out() {
                         self.performer.look_through(as_of);
@@ -200,4 +216,8 @@ impl Leader {
             Arrival::Broken(reason) => Err(Ended(reason)),
         }
     }
+}
+
+fn connects(client: &async_nats::Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
 }
