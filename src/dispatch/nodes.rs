@@ -188,10 +188,16 @@ impl Dispatcher {
     fn match_jobs(&mut self, now: Timestamp, id: NodeId, effects: &mut Vec<Effect>) {
         let unfinished = self.jobs.iter().filter(|(_, job)| !job.is_finished());
         let jobs: Vec<JobId> = unfinished.map(|(id, _)| *id).collect();
+        // Every job first: what one gives up must not go to another that the node leaves as well.
+        let mut freed = Vec::new();
+        for job in &jobs {
+            freed.push(Resource::Job(*job));
+            freed.extend(self.match_node(now, *job, id, effects));
+        }
+        freed.sort_unstable();
+        freed.dedup();
+        self.refill(now, &freed, effects);
         for job in jobs {
-            let mut freed = self.match_node(now, job, id, effects);
-            freed.push(Resource::Job(job));
-            self.refill(now, &freed, effects);
             self.check_job(now, job, effects);
         }
     }

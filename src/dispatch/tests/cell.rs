@@ -207,6 +207,11 @@ impl Cell {
         }
     }
 
+    /// How many pulls were ever released.
+    pub(super) fn releases(&self) -> u64 {
+        self.last_task
+    }
+
     fn next_resolution(&mut self) -> Option<Input> {
         let (job, run, images) = self.unresolved.pop()?;
         let resolved = |image: ImageRef| ResolvedImage {

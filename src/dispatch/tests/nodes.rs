@@ -211,6 +211,21 @@ fn a_node_relabelled_out_of_a_job_is_withdrawn_revoked_and_not_counted() {
 }
 
 #[test]
+fn a_node_relabelled_out_of_two_jobs_is_given_nothing_of_either() {
+    let mut cell = Cell::new();
+    cell.join_with("a", &[("pool", "x")], 1);
+    for name in ["one", "two"] {
+        cell.submit(name, |spec| {
+            spec.selector = of_pool("x");
+            spec.images = ["p:1", "q:1", "r:1"].map(image).into();
+        });
+    }
+    let before = cell.releases();
+    cell.join_with("a", &[("pool", "y")], 1);
+    assert_eq!(cell.releases(), before);
+}
+
+#[test]
 fn the_last_node_relabelled_out_ends_the_job() {
     let mut cell = Cell::new();
     cell.join_with("a", &[("pool", "x")], 3);
