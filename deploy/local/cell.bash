@@ -175,7 +175,8 @@ start_cell() {
 start_node() {
     local role=$1 node=$2 part=$3
     shift 3
-    start_process "$role" "$PREWARM" "$role" --node "$node" --labels "pool=demo" \
+    # A laptop's disk is often fuller than a node's may be: the demo needs a few hundred megabytes and no reserve.
+    start_process "$role" "$PREWARM" "$role" --node "$node" --labels "pool=demo" --min-free-disk 0 \
         --containerd-address "$(socket_of "$part")" --registry-config-dir "$CELL/certs.d" \
         --metrics-listen "127.0.0.1:$(free_port)" "$@"
 }
