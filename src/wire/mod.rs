@@ -8,6 +8,7 @@ pub mod asyncapi;
 pub mod command;
 pub mod event;
 pub mod manifest;
+pub mod push;
 pub mod record;
 pub mod schema;
 pub mod subject;
