@@ -70,6 +70,7 @@ test-e2e: test-deps ## Test everything together, with crashes (root)
 
 .PHONY: bench
 bench: test-deps ## Measure what is promised: latency, memory, pull time (root)
+	@deploy/local/parts unpigz igzip
 	$(CARGO) bench --locked
 
 ##@ Check

@@ -2,7 +2,8 @@
 //! `cargo bench --bench pull` (root; `make parts` before). Arguments after `--` choose cases whose
 //! names contain one of them, such as `2.1` or `one-layer`; `-n 9` sets the number of rounds.
 //!
-//! The contenders take turns, so that what else goes on hits all alike; the first round is not
+//! The contenders take turns: this engine, `ctr images pull`, CRI's PullImage, and the same of a containerd
+//! that is set up as well as it can be (`Tuned`: igzip or unpigz on its PATH, ten downloads at once), so that what else goes on hits all alike; the first round is not
 //! counted. Ours runs in a process of its own. CPU time is that of the client and of containerd. The
 //! images are made of the files in this machine's /usr.
 #![allow(
@@ -56,9 +57,16 @@ enum Contender {
     Ours,
     Ctr,
     Cri,
+    /// CRI of a containerd that is set up to pull as fast as it can.
+    Tuned,
 }
 
-const CONTENDERS: [Contender; 3] = [Contender::Ours, Contender::Ctr, Contender::Cri];
+const CONTENDERS: [Contender; 4] = [
+    Contender::Ours,
+    Contender::Ctr,
+    Contender::Cri,
+    Contender::Tuned,
+];
 
 /// A registry that serves a few images from memory.
 struct Shop {
@@ -302,7 +310,7 @@ async fn pull(contender: Contender, daemon: &mut Containerd, image: &str) -> (f6
                 .ctr(&["images", "pull", "--hosts-dir", certs, image])
                 .await;
         }
-        Contender::Cri => {
+        Contender::Cri | Contender::Tuned => {
             daemon.cri().await.pull_image(image).await.unwrap();
         }
     }
@@ -353,13 +361,19 @@ async fn compare(
     case: &str,
 ) {
     let mut daemon = Containerd::start(version).await;
+    let mut tuned = Containerd::start_tuned(version).await;
     daemon.allow_registry(address);
+    tuned.allow_registry(address);
     let reference = format!("{address}/{image}:1");
     let mut seen: BTreeMap<Contender, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
     let mut memory = String::new();
     for round in 0..=rounds {
         for contender in CONTENDERS {
-            let (wall, cpu, said) = pull(contender, &mut daemon, &reference).await;
+            let daemon = match contender {
+                Contender::Tuned => &mut tuned,
+                _ => &mut daemon,
+            };
+            let (wall, cpu, said) = pull(contender, daemon, &reference).await;
             if round > 0 {
                 let (walls, cpus) = seen.entry(contender).or_default();
                 walls.push(wall);
@@ -368,7 +382,7 @@ async fn compare(
             if contender == Contender::Ours {
                 memory = said;
             }
-            forget(&daemon).await;
+            forget(daemon).await;
         }
     }
     let mut ours = (0.0, 0.0);
