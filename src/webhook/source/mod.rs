@@ -3,6 +3,21 @@
 //! Every source has a file that reads its payload; all of them give the same: pushes. Nothing here proves
 //! anything: that is done before, over the raw body.
 
+mod aliyun;
+mod cloudevents;
+mod distribution;
+mod dockerhub;
+mod ecr;
+mod gar;
+mod generic;
+mod gitea;
+mod github;
+mod harbor;
+mod jfrog;
+mod nexus;
+mod payload;
+mod quay;
+
 use axum::http::HeaderMap;
 
 use crate::wire::push::Push;
@@ -109,15 +124,24 @@ impl std::str::FromStr for Source {
 /// # Errors
 /// The payload is not what the source sends.
 pub fn read(source: Source, headers: &HeaderMap, body: &[u8]) -> Result<Reading, Rejection> {
-    let _ = headers;
-    match source {
+    let mut reading = match source {
+        Source::Distribution | Source::GitLab => distribution::read(body),
+        Source::Harbor => harbor::read(body),
+        Source::Quay => quay::read(body),
+        Source::DockerHub => dockerhub::read(body),
+        Source::GitHub => github::read(headers, body),
+        Source::Acr => distribution::read_bare(body),
+        Source::Ecr => ecr::read(body),
+        Source::Gar => gar::read(body),
+        Source::Gitea => gitea::read(headers, body),
+        Source::JFrog => jfrog::read(body),
+        Source::Nexus => nexus::read(headers, body),
+        Source::Aliyun => aliyun::read(body),
+        Source::CloudEvents => cloudevents::read(headers, body),
         Source::Generic => generic::read(body),
-        source => Err(Rejection {
-            place: String::new(),
-            message: format!("{} is not read yet", source.as_str()),
-        }),
+    }?;
+    for push in reading.pushes.iter_mut().chain(&mut reading.by_digest) {
+        push.source = Some(source.as_str().to_owned());
     }
+    Ok(reading)
 }
-
-mod generic;
-mod payload;
