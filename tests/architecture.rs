@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 19] = [
+const PURE: [&str; 22] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -38,6 +38,9 @@ const PURE: [&str; 19] = [
     "dispatch/timers.rs",
     "simulate/figures.rs",
     "simulate/plan.rs",
+    "webhook/admit.rs",
+    "webhook/auth.rs",
+    "webhook/oidc.rs",
     "webhook/source",
     "work/state",
 ];

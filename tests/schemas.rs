@@ -42,6 +42,9 @@ fn files() -> BTreeMap<String, String> {
     let document = serde_saphyr::to_string(&asyncapi::document()).unwrap();
     let comment = "# Written by `make schemas` from src/wire/asyncapi.rs.\n";
     files.insert("asyncapi.yaml".to_owned(), format!("{comment}{document}"));
+    let document = serde_saphyr::to_string(&prewarm::webhook::openapi::document()).unwrap();
+    let comment = "# Written by `make schemas` from src/webhook/openapi.rs.\n";
+    files.insert("openapi.yaml".to_owned(), format!("{comment}{document}"));
     files
 }
 
