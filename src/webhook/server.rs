@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::HeaderMap;
 use async_nats::connection::State;
 use async_nats::header::NATS_MESSAGE_ID;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use futures::future::try_join_all;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -48,6 +49,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// When a sender that was turned away is asked to try again, in seconds.
 const RETRY_AFTER: &str = "1";
+/// Most bytes of a body that are read when they are not kept.
+const MAX_DISCARDED: usize = 64 * 1024 * 1024;
 /// Most pushes one request may hold.
 const MAX_PUSHES: usize = 1_000;
 
@@ -257,8 +260,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
         .requests
         .with_label_values(&[label, answer.outcome]);
     requests.inc();
-    let level = !matches!(answer.outcome, "published" | "nothing");
-    if level {
+    if !matches!(answer.outcome, "published" | "nothing") {
         let (outcome, body) = (answer.outcome, &answer.body);
         tracing::warn!(source = label, outcome, %body, "a webhook was not taken");
     }
@@ -327,10 +329,10 @@ async fn handle(shared: &Shared, request: Request<Incoming>) -> (Option<Source>,
 
 /// The body, within its limits.
 async fn whole(shared: &Shared, body: Incoming) -> Result<Bytes, Answer> {
-    let reading = to_bytes(Body::new(body), shared.max_body);
+    let reading = read_body(body, shared.max_body);
     match tokio::time::timeout(shared.request_timeout, reading).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if is_about_length(&error) => Err(Answer::failed(
+        Ok(Ok(Some(body))) => Ok(body),
+        Ok(Ok(None)) => Err(Answer::failed(
             StatusCode::PAYLOAD_TOO_LARGE,
             "too-large",
             format!(
@@ -350,9 +352,21 @@ async fn whole(shared: &Shared, body: Incoming) -> Result<Bytes, Answer> {
     }
 }
 
-fn is_about_length(error: &axum::Error) -> bool {
-    std::error::Error::source(error)
-        .is_some_and(|source| source.to_string().contains("length limit"))
+/// The body, or nothing if it is larger than `most` bytes. What is too large is read to its end, within bounds
+/// and without being kept: a sender that is cut off while it sends does not see the answer.
+async fn read_body(body: Incoming, most: usize) -> Result<Option<Bytes>, axum::Error> {
+    let mut chunks = Body::new(body).into_data_stream();
+    let (mut kept, mut length) = (BytesMut::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk?;
+        length = length.saturating_add(chunk.len());
+        if length <= most {
+            kept.extend_from_slice(&chunk);
+        } else if length > MAX_DISCARDED {
+            break;
+        }
+    }
+    Ok((length <= most).then(|| kept.freeze()))
 }
 
 fn now() -> u64 {

@@ -14,7 +14,11 @@ pub(super) fn read(body: &[u8]) -> Result<Reading, Rejection> {
     let envelope = json(body)?;
     let mut reading = Reading::default();
     for (number, event) in list(&envelope, "events")?.iter().enumerate() {
-        one(event, &format!("events.{number}."), &mut reading)?;
+        // Of an event that cannot be used the envelope is not to blame: refused, it would be sent again for ever,
+        // and all later ones wait behind it.
+        if let Err(error) = one(event, &format!("events.{number}."), &mut reading) {
+            reading.ignored.push(error.to_string());
+        }
     }
     Ok(reading)
 }
