@@ -95,7 +95,7 @@ impl Receiver {
             .unwrap();
         let state = stream.info().await.unwrap().state.clone();
         let mut pushes = Vec::new();
-        for sequence in state.first_sequence..=state.last_sequence {
+        for sequence in state.first_sequence.max(1)..=state.last_sequence {
             let message = stream.get_raw_message(sequence).await.unwrap();
             assert_eq!(message.subject.as_str(), self.bus.subjects.push());
             pushes.push(serde_json::from_slice(&message.payload).unwrap());
