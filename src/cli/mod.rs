@@ -253,6 +253,8 @@ mod tests {
             "metrics-listen",
             "log-format",
             "log",
+            "listen",
+            "webhook-config",
         ] {
             assert!(names.iter().any(|known| known == name), "{name} is missing");
         }

@@ -1,8 +1,10 @@
 //! The OpenAPI 3.1 document of the receiver.
 
+use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::source::Source;
+use crate::wire::push::Push;
 
 /// The document.
 #[must_use]
@@ -58,7 +60,7 @@ fn path(source: Source, with_secret: bool) -> Value {
 }
 
 /// Every status a request can get, and the name of its description.
-const ANSWERS: [(&str, &str); 10] = [
+const ANSWERS: [(&str, &str); 9] = [
     ("200", "Nothing"),
     ("202", "Published"),
     ("400", "Malformed"),
@@ -67,7 +69,6 @@ const ANSWERS: [(&str, &str); 10] = [
     ("405", "NotPost"),
     ("408", "TooSlow"),
     ("413", "TooLarge"),
-    ("500", "Unanswerable"),
     ("503", "Unavailable"),
 ];
 
@@ -87,15 +88,21 @@ fn responses() -> Value {
         "NotPost": failed("Webhooks are posted."),
         "TooSlow": failed("The body did not come in time."),
         "TooLarge": failed("The body is larger than the limit, which the error names."),
-        "Unanswerable": failed("The answer could not be made."),
         "Unavailable": unavailable,
     })
 }
 
 fn schemas() -> Value {
-    json!({
-        "Push": schemars::schema_for!(crate::wire::push::Push),
-        "Outcome": {
+    let settings = SchemaSettings::draft2020_12();
+    let mut generator = settings
+        .with(|settings| settings.definitions_path = "/components/schemas".into())
+        .into_generator();
+    // Its own schema is among the definitions then, and so is what it refers to.
+    let _ = generator.subschema_for::<Push>();
+    let mut schemas = generator.take_definitions(true);
+    schemas.insert(
+        "Outcome".to_owned(),
+        json!({
             "type": "object",
             "required": ["published", "ignored", "refused"],
             "properties": {
@@ -103,11 +110,11 @@ fn schemas() -> Value {
                 "ignored": { "type": "array", "items": { "type": "string" }, "description": "What is no push that counts, and why." },
                 "refused": { "type": "array", "items": { "type": "string" }, "description": "Pushes this source may not speak of, and why." },
             },
-        },
-        "Failure": {
-            "type": "object",
-            "required": ["error"],
-            "properties": { "error": { "type": "string" } },
-        },
-    })
+        }),
+    );
+    schemas.insert(
+        "Failure".to_owned(),
+        json!({ "type": "object", "required": ["error"], "properties": { "error": { "type": "string" } } }),
+    );
+    Value::Object(schemas)
 }

@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod command;
 mod documented;
 mod events;
 mod limits;
