@@ -21,7 +21,7 @@ use prewarm::bus::topology::{TopologySettings, ensure};
 use prewarm::wire::subject::Subjects;
 
 use support::nats::{NatsServer, NatsVersion};
-use support::prewarm::prewarm;
+use support::prewarm::{Role, prewarm};
 use support::process::free_port;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -70,6 +70,105 @@ async fn stored(bus: &Bus) -> u64 {
     stream.info().await.unwrap().state.messages
 }
 
+/// The receiver on its core, and its broker on the others.
+struct Cell {
+    bus: Bus,
+    others: String,
+    port: u16,
+    folder: tempfile::TempDir,
+    _nats: NatsServer,
+    _receiver: Role,
+}
+
+impl Cell {
+    async fn start() -> Self {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let others = if cores > 1 {
+            format!("1-{}", cores - 1)
+        } else {
+            "0".to_owned()
+        };
+        let mut nats = NatsServer::start(NatsVersion::V2_15).await;
+        pin(nats.process().pid(), &others);
+        let bus = Bus::new(nats.client().await, Subjects::default());
+        ensure(&bus, TopologySettings::default()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("webhooks.yaml");
+        let text = "sources: {harbor: {secret-env: HOOK_SECRET, registries: [r.example.com]}}";
+        std::fs::write(&config, text).unwrap();
+        let port = free_port();
+        let mut receiver = prewarm(["webhook", "--metrics-listen", "off", "--listen"])
+            .arg(format!("127.0.0.1:{port}"))
+            .arg("--webhook-config")
+            .arg(&config)
+            .env("HOOK_SECRET", SECRET)
+            .env("PREWARM_NATS_URL", nats.url())
+            .spawn("the receiver");
+        receiver.logs("the broker is connected", LIMIT).await;
+        pin(receiver.pid(), "0");
+        Self {
+            bus,
+            others,
+            port,
+            folder,
+            _nats: nats,
+            _receiver: receiver,
+        }
+    }
+
+    /// What wrk says at its end.
+    async fn load(&self, connections: u32) -> Vec<f64> {
+        let script = self.folder.path().join("push.lua");
+        let head = format!("RUN = \"{connections:012}\"\nSECRET = \"{SECRET}\"\n");
+        std::fs::write(&script, format!("{head}{SCRIPT}")).unwrap();
+        let (count, time) = (connections.to_string(), format!("{SECONDS}s"));
+        let output = tokio::process::Command::new("taskset")
+            .args(["-c", &self.others, "wrk", "-t1"])
+            .args(["-c", &count, "-d", &time, "-s"])
+            .arg(&script)
+            .arg(format!("http://127.0.0.1:{}", self.port))
+            .output()
+            .await
+            .unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        let line = output
+            .lines()
+            .find_map(|line| line.strip_prefix("figures "));
+        let line = line.unwrap_or_else(|| panic!("wrk said: {output}"));
+        line.split(' ')
+            .map(|figure| figure.parse().unwrap())
+            .collect()
+    }
+
+    async fn measure(&self, connections: u32) {
+        let jobs = self.bus.subjects.jobs_stream();
+        let jobs = self.bus.jetstream.get_stream(jobs).await.unwrap();
+        jobs.purge().await.unwrap();
+        let figures = self.load(connections).await;
+        let &[answered, micros, failed, p50, p99, max] = figures.as_slice() else {
+            panic!("wrk said: {figures:?}");
+        };
+        let rate = answered / (micros / 1e6);
+        let stored = stored(&self.bus).await;
+        let promised = if rate >= RATE && p99 < P99 {
+            ""
+        } else {
+            " (less than is promised)"
+        };
+        println!(
+            "{connections} senders, receiver on one core: {rate:.0} webhooks/s, median {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms; \
+             {answered} answered, {failed} of them not with 2xx, {stored} in the stream{promised}"
+        );
+        // wrk leaves its last requests without waiting for their answers.
+        let unheard = f64::from(connections);
+        let stored = u32::try_from(stored).map(f64::from).unwrap();
+        assert!(
+            stored >= answered - failed && stored <= answered + unheard,
+            "a push is lost or there twice"
+        );
+    }
+}
+
 #[tokio::main]
 async fn main() {
     let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
@@ -79,83 +178,8 @@ async fn main() {
         );
         return;
     }
-    let cores = std::thread::available_parallelism().unwrap().get();
-    let others = if cores > 1 {
-        format!("1-{}", cores - 1)
-    } else {
-        "0".to_owned()
-    };
-    let mut nats = NatsServer::start(NatsVersion::V2_15).await;
-    pin(nats.process().pid(), &others);
-    let bus = Bus::new(nats.client().await, Subjects::default());
-    ensure(&bus, TopologySettings::default()).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("webhooks.yaml");
-    let text = "sources: {harbor: {secret-env: HOOK_SECRET, registries: [r.example.com]}}";
-    std::fs::write(&config, text).unwrap();
-    let port = free_port();
-    let mut receiver = prewarm(["webhook", "--metrics-listen", "off", "--listen"])
-        .arg(format!("127.0.0.1:{port}"))
-        .arg("--webhook-config")
-        .arg(&config)
-        .env("HOOK_SECRET", SECRET)
-        .env("PREWARM_NATS_URL", nats.url())
-        .spawn("the receiver");
-    receiver.logs("the broker is connected", LIMIT).await;
-    pin(receiver.pid(), "0");
+    let cell = Cell::start().await;
     for connections in CONNECTIONS {
-        let jobs = bus
-            .jetstream
-            .get_stream(bus.subjects.jobs_stream())
-            .await
-            .unwrap();
-        jobs.purge().await.unwrap();
-        let script = folder.path().join("push.lua");
-        let head = format!("RUN = \"{connections:012}\"\nSECRET = \"{SECRET}\"\n");
-        std::fs::write(&script, format!("{head}{SCRIPT}")).unwrap();
-        let mut wrk = tokio::process::Command::new("taskset");
-        wrk.args([
-            "-c",
-            &others,
-            "wrk",
-            "-t1",
-            "-c",
-            &connections.to_string(),
-            "-d",
-            &format!("{SECONDS}s"),
-            "-s",
-        ]);
-        wrk.arg(&script).arg(format!("http://127.0.0.1:{port}"));
-        let output = wrk.output().await.unwrap();
-        let output = String::from_utf8(output.stdout).unwrap();
-        let line = output
-            .lines()
-            .find_map(|line| line.strip_prefix("figures "));
-        let line = line.unwrap_or_else(|| panic!("wrk said: {output}"));
-        let figures: Vec<f64> = line
-            .split(' ')
-            .map(|figure| figure.parse().unwrap())
-            .collect();
-        let &[answered, micros, failed, p50, p99, max] = figures.as_slice() else {
-            panic!("wrk said: {output}");
-        };
-        let rate = answered / (micros / 1e6);
-        let stored = stored(&bus).await;
-        println!(
-            "{connections} senders on one core: {rate:.0} webhooks/s, median {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms; \
-             {answered} answered, {failed} of them not with 2xx, {stored} in the stream{}",
-            if rate >= RATE && p99 < P99 {
-                ""
-            } else {
-                " (less than is promised)"
-            }
-        );
-        // wrk leaves its last requests without waiting for their answers.
-        let unheard = f64::from(connections);
-        let stored = u32::try_from(stored).map(f64::from).unwrap();
-        assert!(
-            stored >= answered - failed && stored <= answered + unheard,
-            "a push is lost or there twice"
-        );
+        cell.measure(connections).await;
     }
 }

@@ -141,7 +141,7 @@ pub fn check(proof: &Proof, shown: Shown<'_>, keys: &Keys) -> Result<(), &'stati
 
 fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
     let value = |digit: u8| char::from(digit).to_digit(16);
-    if digits.len() % 2 != 0 || digits.len() > 128 {
+    if !digits.len().is_multiple_of(2) || digits.len() > 128 {
         return None;
     }
     digits

@@ -16,6 +16,9 @@ const MIN_SECRET_BYTES: usize = 16;
 const GOOGLE_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";
 const GOOGLE_ISSUERS: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 
+/// Gets the secret of a file or a variable.
+type Secrets = dyn Fn(Option<&Path>, Option<&str>) -> Result<String, String>;
+
 /// The file as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,10 +96,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<Source, SourceSettings>, Vec<String>
 }
 
 /// Reads the file's text; `secret` gets the secret of a file or a variable.
-fn parse(
-    text: &str,
-    secret: &dyn Fn(Option<&Path>, Option<&str>) -> Result<String, String>,
-) -> Result<BTreeMap<Source, SourceSettings>, Vec<String>> {
+fn parse(text: &str, secret: &Secrets) -> Result<BTreeMap<Source, SourceSettings>, Vec<String>> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
     let mut problems = Vec::new();
     let mut sources = BTreeMap::new();
@@ -189,32 +189,26 @@ fn usual_registries(source: Source) -> Vec<String> {
     vec![only.to_owned()]
 }
 
-fn settings(
+/// What the source has to show, sent in the header `name`.
+fn proof(
     source: Source,
-    entry: Entry,
-    secret: &dyn Fn(Option<&Path>, Option<&str>) -> Result<String, String>,
-) -> Result<SourceSettings, Vec<String>> {
-    let mut problems = Vec::new();
-    let kind = entry.proof.unwrap_or(usual(source));
-    let name = entry
-        .header
-        .as_deref()
-        .unwrap_or(usual_header(source, kind))
-        .to_lowercase();
-    if axum::http::HeaderName::try_from(name.as_str()).is_err() {
-        problems.push(format!("header: {name:?} is no name of a header"));
-    }
+    entry: &Entry,
+    kind: Kind,
+    name: String,
+    secret: &Secrets,
+) -> Result<Proof, String> {
     let secret = || secret(entry.secret_file.as_deref(), entry.secret_env.as_deref());
-    let proof = match kind {
+    match kind {
         Kind::None => Ok(Proof::None),
-        Kind::Path => secret().and_then(|text| {
+        Kind::Path => {
+            let text = secret()?;
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
             if text.bytes().all(plain) {
                 Ok(Proof::Path(Secret::new(&text)))
             } else {
                 Err("secret: in a path it has letters, digits, '-', '.', '_' and '~' only".into())
             }
-        }),
+        }
         Kind::Header => secret().map(|text| Proof::Header {
             name,
             secret: Secret::new(&text),
@@ -240,19 +234,36 @@ fn settings(
                 email: entry.email.clone(),
             })),
         },
-    };
+    }
+}
+
+/// Where the keys of its tokens come from.
+fn keys(entry: &Entry, kind: Kind) -> Result<KeySource, String> {
+    match (kind, &entry.jwks_file, &entry.jwks_url) {
+        (Kind::Oidc, Some(_), Some(_)) => Err("jwks-file: set either this or jwks-url".to_owned()),
+        (Kind::Oidc, Some(path), None) => Ok(KeySource::File(path.clone())),
+        (Kind::Oidc, None, url) => Ok(KeySource::Url(
+            url.clone().unwrap_or_else(|| GOOGLE_KEYS.to_owned()),
+        )),
+        _ => Ok(KeySource::None),
+    }
+}
+
+fn settings(source: Source, entry: Entry, secret: &Secrets) -> Result<SourceSettings, Vec<String>> {
+    let mut problems = Vec::new();
+    let kind = entry.proof.unwrap_or(usual(source));
+    let usual_name = usual_header(source, kind);
+    let name = entry.header.as_deref().unwrap_or(usual_name).to_lowercase();
+    if axum::http::HeaderName::try_from(name.as_str()).is_err() {
+        problems.push(format!("header: {name:?} is no name of a header"));
+    }
+    let proof = proof(source, &entry, kind, name, secret);
+    let proof = proof.map_err(|problem| problems.push(problem)).ok();
     if kind == Kind::Oidc && entry.email.is_none() {
         problems.push("email: has to be set: the service account of the subscription".to_owned());
     }
-    let keys = match (kind, entry.jwks_file, entry.jwks_url) {
-        (Kind::Oidc, Some(path), None) => KeySource::File(path),
-        (Kind::Oidc, None, url) => KeySource::Url(url.unwrap_or_else(|| GOOGLE_KEYS.to_owned())),
-        (Kind::Oidc, Some(_), Some(_)) => {
-            problems.push("jwks-file: set either this or jwks-url".to_owned());
-            KeySource::None
-        }
-        _ => KeySource::None,
-    };
+    let keys = keys(&entry, kind);
+    let keys = keys.map_err(|problem| problems.push(problem)).ok();
     let registries = if entry.registries.is_empty() {
         usual_registries(source)
     } else {
@@ -262,8 +273,8 @@ fn settings(
         let say = "has to be set: the hosts of image references that this source may speak of";
         problems.push(format!("registries: {say}"));
     }
-    match proof {
-        Ok(proof) if problems.is_empty() => Ok(SourceSettings {
+    match proof.zip(keys) {
+        Some((proof, keys)) if problems.is_empty() => Ok(SourceSettings {
             source,
             proof,
             registries,
@@ -271,11 +282,7 @@ fn settings(
             digest_only: entry.digest_only,
             keys,
         }),
-        Ok(_) => Err(problems),
-        Err(problem) => {
-            problems.insert(0, problem);
-            Err(problems)
-        }
+        _ => Err(problems),
     }
 }
 
