@@ -48,7 +48,7 @@ test-deps: build-deps parts python-env
 # A test binary tests/NAME/main.rs or tests/NAME.rs, with its arguments in ARGS: make test-e2e ARGS=some_test
 cargo_test = $(CARGO) test --locked $(1) -- $(ARGS)
 
-.PHONY: test unit test-nats test-containerd test-cli test-e2e sim conformance
+.PHONY: test unit test-webhook test-nats test-containerd test-cli test-e2e sim conformance
 test: test-deps ## Run every test (root, for containerd)
 	$(CARGO) test --locked
 unit: build-deps ## Run the tests that need no server
@@ -63,6 +63,8 @@ test-nats: test-deps ## Test against real nats-servers, the oldest and the newes
 	$(call cargo_test,--test nats)
 test-containerd: test-deps ## Test against real containerds, every supported generation (root)
 	$(call cargo_test,--test containerd)
+test-webhook: test-deps ## Test the receiver of webhooks against a real broker and a real registry
+	$(call cargo_test,--test webhook)
 test-cli: test-deps ## Test the command line as a user meets it
 	$(call cargo_test,--test cli)
 test-e2e: test-deps ## Test everything together, with crashes (root)

@@ -6,6 +6,7 @@
 //! - [`wire`]: messages, manifests, subjects, schemas → `domain`.
 //! - [`image`]: putting one image on this node → `domain`.
 //! - [`work`]: the worker: takes tasks, pulls, tells → `domain`, `wire`, `bus`, `image`.
+//! - [`webhook`]: the receiver of what registries tell → `bus`, `domain`, `wire`.
 //! - [`simulate`]: many workers in one process → `work` and what that uses.
 
 pub mod api;
@@ -16,5 +17,6 @@ pub mod domain;
 pub mod image;
 pub mod simulate;
 pub mod telemetry;
+pub mod webhook;
 pub mod wire;
 pub mod work;

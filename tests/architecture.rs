@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 9] = [
+const ROOMS: [(&str, &[&str]); 10] = [
     ("api", &["bus", "wire", "domain"]),
     ("domain", &[]),
     ("wire", &["domain"]),
@@ -16,10 +16,11 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("work", &["bus", "image", "wire", "domain"]),
     ("simulate", &["work", "bus", "image", "wire", "domain"]),
     ("dispatch", &["bus", "image", "wire", "domain"]),
+    ("webhook", &["bus", "wire", "domain"]),
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 18] = [
+const PURE: [&str; 22] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -37,6 +38,10 @@ const PURE: [&str; 18] = [
     "dispatch/timers.rs",
     "simulate/figures.rs",
     "simulate/plan.rs",
+    "webhook/admit.rs",
+    "webhook/auth.rs",
+    "webhook/oidc.rs",
+    "webhook/source",
     "work/state",
 ];
 

@@ -42,6 +42,9 @@ fn files() -> BTreeMap<String, String> {
     let document = serde_saphyr::to_string(&asyncapi::document()).unwrap();
     let comment = "# Written by `make schemas` from src/wire/asyncapi.rs.\n";
     files.insert("asyncapi.yaml".to_owned(), format!("{comment}{document}"));
+    let document = serde_saphyr::to_string(&prewarm::webhook::openapi::document()).unwrap();
+    let comment = "# Written by `make schemas` from src/webhook/openapi.rs.\n";
+    files.insert("openapi.yaml".to_owned(), format!("{comment}{document}"));
     files
 }
 
@@ -299,4 +302,37 @@ fn every_channel_is_whole() {
         carried, schemas,
         "every schema is of a message of some channel"
     );
+}
+
+#[test]
+fn the_openapi_document_has_every_source_and_leads_somewhere() {
+    let text = fs::read_to_string(directory().join("openapi.yaml")).unwrap();
+    let document: Value = serde_saphyr::from_str(&text).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    for source in prewarm::webhook::source::Source::ALL {
+        let path = format!("/webhooks/{}", source.as_str());
+        for path in [path.clone(), format!("{path}/{{secret}}")] {
+            let answers = document["paths"][&path]["post"]["responses"].as_object();
+            let statuses: Vec<&str> = answers.unwrap().keys().map(String::as_str).collect();
+            let wanted = [
+                "200", "202", "400", "401", "404", "405", "408", "413", "503",
+            ];
+            assert_eq!(statuses, wanted, "{path}");
+        }
+    }
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 100, "only {} references", found.len());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(
+            document.pointer(pointer).is_some(),
+            "{reference} leads nowhere"
+        );
+    }
+    let mut schema = document["components"]["schemas"]["Push"].clone();
+    schema["components"] = document["components"].clone();
+    let schema = jsonschema::draft202012::new(&schema).unwrap();
+    assert!(schema.is_valid(&json!({"registry": "r.io", "repository": "a", "tag": "1"})));
+    assert!(!schema.is_valid(&json!({"registry": "r.io", "repository": "a", "digest": "1"})));
 }

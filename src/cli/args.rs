@@ -11,6 +11,7 @@ use super::settings::registry::RegistryArgs;
 use super::settings::simulated::SimulatedArgs;
 use super::settings::span::Span;
 use super::settings::telemetry::TelemetryArgs;
+use super::settings::webhook::WebhookArgs;
 use super::settings::worker::{ContainerdArgs, WorkerArgs};
 
 const EXIT_CODES: &str = "\
@@ -20,6 +21,20 @@ Exit codes:
   2  bad input
   3  the broker or the runtime cannot be reached
   4  --timeout passed";
+
+const WEBHOOK_HELP: &str = "\
+Sources are posted to /webhooks/SOURCE, or /webhooks/SOURCE/SECRET where the proof is the path:
+  distribution harbor quay dockerhub github gitlab acr ecr gar gitea jfrog nexus aliyun cloudevents generic
+
+The file of --webhook-config, for each source:
+  proof        header, hmac, path, oidc, or none (anyone may tell)  [default: as the source sends it]
+  secret-file  or secret-env: the secret, at least 16 characters
+  header       the header of the proof              [default: the source's own, else authorization]
+  registries   hosts of image references it may speak of, such as harbor.example.com or *.azurecr.io
+  hosts        names in payloads and what they are in image references, such as
+               docker-hosted: nexus.example.com:8082
+  digest-only  true: pushes without a tag count, though they may be children of an index
+  audience, email, jwks-file or jwks-url            for oidc";
 
 /// Puts container images on nodes before pods need them
 #[derive(Parser)]
@@ -48,6 +63,9 @@ pub enum Command {
     Dispatcher(DispatcherRoleArgs),
     /// Run a node's worker: it pulls the node's images
     Worker(WorkerRoleArgs),
+    /// Run the receiver of registries' webhooks: what they tell becomes pushes on the broker
+    #[command(after_help = WEBHOOK_HELP)]
+    Webhook(WebhookRoleArgs),
     /// Put images on nodes
     Run(RunArgs),
     /// Submit jobs from files
@@ -116,6 +134,14 @@ pub struct WorkerRoleArgs {
     /// How it pretends.
     #[command(flatten)]
     pub simulated: SimulatedArgs,
+}
+
+/// `prewarm webhook`.
+#[derive(Args)]
+pub struct WebhookRoleArgs {
+    /// Its own settings.
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
 }
 
 /// `prewarm up`.

@@ -22,6 +22,7 @@ pub mod text;
 pub mod up;
 pub mod verbs;
 pub mod watch;
+pub mod webhook;
 
 use std::process::ExitCode;
 
@@ -120,7 +121,7 @@ fn parse() -> Result<(Invocation, Command), Failure> {
 
 fn life(command: &Command) -> Life {
     match command {
-        Command::Dispatcher(_) | Command::Worker(_) => Life::Role,
+        Command::Dispatcher(_) | Command::Worker(_) | Command::Webhook(_) => Life::Role,
         Command::Up(_) => Life::Local,
         _ => Life::Command,
     }
@@ -149,6 +150,7 @@ async fn perform_async(invocation: &Invocation, command: Command) -> Result<(), 
         Command::Up(args) => up::run(invocation, args).await,
         Command::Dispatcher(args) => roles::dispatcher(invocation, &args).await,
         Command::Worker(args) => roles::worker(invocation, &args).await,
+        Command::Webhook(args) => webhook::run(invocation, &args).await,
         Command::Check(args) => check::run(invocation, &args).await,
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => write_schema(name.as_deref()),
@@ -251,6 +253,8 @@ mod tests {
             "metrics-listen",
             "log-format",
             "log",
+            "listen",
+            "webhook-config",
         ] {
             assert!(names.iter().any(|known| known == name), "{name} is missing");
         }

@@ -116,6 +116,19 @@ impl Role {
         invocation: &Invocation,
         shutdown: &CancellationToken,
     ) -> Result<Self, Failure> {
+        let registry = process::registry().map_err(|error| Failure::input(error.to_string()))?;
+        Self::begin_with(invocation, registry, shutdown).await
+    }
+
+    /// As [`Self::begin`], with the role's own metrics in `registry`.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn begin_with(
+        invocation: &Invocation,
+        registry: prometheus::Registry,
+        shutdown: &CancellationToken,
+    ) -> Result<Self, Failure> {
         let client: Arc<OnceLock<Client>> = Arc::default();
         if let Some(address) = invocation.telemetry.metrics {
             let broker = Arc::clone(&client);
@@ -125,8 +138,6 @@ impl Role {
                     Err("the broker is not connected".to_owned())
                 }
             };
-            let registry =
-                process::registry().map_err(|error| Failure::input(error.to_string()))?;
             serve::serve(address, registry, Arc::new(ready), shutdown.clone())
                 .await
                 .map_err(|error| Failure::input(format!("{error}: {}", error.source)))?;

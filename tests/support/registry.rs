@@ -23,6 +23,7 @@ const PORT_ATTEMPTS: usize = 5;
 pub struct Registry {
     process: Process,
     port: u16,
+    extra: String,
     marks: std::sync::atomic::AtomicUsize,
     dir: TempDir,
 }
@@ -59,14 +60,20 @@ impl Request {
 impl Registry {
     /// Starts an empty one.
     pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// Starts an empty one with `extra` text in its configuration file: notifications, …
+    pub async fn start_with(extra: &str) -> Self {
         let dir = parts::temp_dir();
         for _ in 1..PORT_ATTEMPTS {
             let port = free_port();
-            match run(port, dir.path()).await {
+            match run(port, extra, dir.path()).await {
                 Ok(process) => {
                     return Self {
                         process,
                         port,
+                        extra: extra.to_owned(),
                         marks: 0.into(),
                         dir,
                     };
@@ -113,12 +120,14 @@ impl Registry {
     /// Starts it again on the same port and storage, stopping it first if it runs.
     pub async fn restart(&mut self) {
         self.process.kill();
-        self.process = run(self.port, self.dir.path()).await.unwrap_or_else(|log| {
-            panic!(
-                "docker-registry did not come back on port {}; {log}",
-                self.port
-            )
-        });
+        self.process = run(self.port, &self.extra, self.dir.path())
+            .await
+            .unwrap_or_else(|log| {
+                panic!(
+                    "docker-registry did not come back on port {}; {log}",
+                    self.port
+                )
+            });
     }
 
     /// The process: its log, its id, signals.
@@ -168,7 +177,7 @@ fn parse(line: &str) -> Option<Request> {
 }
 
 /// A registry that answers on `port`, or the log of one that ended.
-async fn run(port: u16, dir: &Path) -> Result<Process, String> {
+async fn run(port: u16, extra: &str, dir: &Path) -> Result<Process, String> {
     let config = format!(
         r#"version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
@@ -177,7 +186,7 @@ storage:
   delete: {{enabled: true}}
 http:
   addr: 127.0.0.1:{port}
-"#,
+{extra}"#,
         dir.join("storage").display()
     );
     let file = dir.join("registry.yml");

@@ -12,6 +12,7 @@ pub mod registry;
 pub mod simulated;
 pub mod span;
 pub mod telemetry;
+pub mod webhook;
 pub mod worker;
 
 use std::collections::BTreeMap;

@@ -24,7 +24,7 @@ pub struct TelemetryArgs {
     /// text or json [default: text on a terminal, else json]
     #[arg(long, global = true, env = "PREWARM_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
-    /// Where to serve /metrics, /healthz and /readyz; `off` for nowhere [default: 0.0.0.0:9090 for dispatcher and worker, else off]
+    /// Where to serve /metrics, /healthz and /readyz; `off` for nowhere [default: 0.0.0.0:9090 for dispatcher, worker and webhook, else off]
     #[arg(
         long,
         global = true,

@@ -1,0 +1,38 @@
+//! JFrog Artifactory: the domain `docker` (JFrog's documentation, "Event Types").
+//!
+//! The name is as with the *repository path* method, `host/repository-key/image`; for the subdomain and port
+//! methods, and for virtual repositories, the settings map `host/repository-key` to the host. An index is
+//! pushed after its children; those have no tag, or their digest in its place.
+
+use super::payload::{Told, host, json, need, text};
+use super::{Reading, Rejection};
+
+pub(super) fn read(body: &[u8]) -> Result<Reading, Rejection> {
+    let event = json(body)?;
+    let (domain, kind) = (need(&event, "", "domain")?, need(&event, "", "event_type")?);
+    if (domain, kind) != ("docker", "pushed") {
+        return Ok(Reading::nothing(format!("the event is {domain} {kind}")));
+    }
+    let repository = format!(
+        "{}/{}",
+        need(&event, "", "data.repo_key")?,
+        need(&event, "", "data.image_name")?
+    );
+    let digest = text(&event, "data.sha256").map(|hash| {
+        if hash.contains(':') {
+            hash.to_owned()
+        } else {
+            format!("sha256:{hash}")
+        }
+    });
+    // A digest in the place of the tag is written `sha256__…` in Artifactory's paths.
+    let tag = text(&event, "data.tag").map(|tag| tag.replace("sha256__", "sha256:"));
+    let told = Told {
+        registry: host(need(&event, "", "jpd_origin")?),
+        repository: &repository,
+        tag: tag.as_deref(),
+        digest: digest.as_deref(),
+        id: None,
+    };
+    Ok(Reading::one(told.push("data")?))
+}
