@@ -6,6 +6,8 @@ use serde::Serialize;
 use super::api::{Description, Jobs, Named, Nodes, Page, Stored};
 use super::command::JobCommand;
 use super::event::{Event, JobEvent, NodeEvent, TaskEvent};
+use super::manifest::rule::RuleManifest;
+use super::push::Push;
 use super::record::{JobRecord, NodeRecord};
 use super::task::PullTask;
 use super::worker::{Heartbeat, ProgressMessage, Registration, RegistrationReply, Revocation};
@@ -43,6 +45,8 @@ struct ManifestMetadata {
 pub fn all() -> Vec<(&'static str, Schema)> {
     vec![
         ("job", written_by_users::<JobManifest>()),
+        ("push", written_by_users::<Push>()),
+        ("push-rule", written_by_users::<RuleManifest>()),
         ("job-command", written_by_users::<JobCommand>()),
         ("task", of::<PullTask>()),
         ("task-event", of::<Event<TaskEvent>>()),

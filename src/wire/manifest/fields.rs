@@ -142,6 +142,25 @@ impl<'v> Fields<'v> {
         text(&path, value, problems)
     }
 
+    /// A field as it stands there.
+    pub(super) fn value(&mut self, key: &'static str) -> Option<&'v Value> {
+        self.take(key).map(|(_, value)| value)
+    }
+
+    /// A text, or a list of texts.
+    pub(super) fn texts(
+        &mut self,
+        key: &'static str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Vec<String>> {
+        let (path, value) = self.take(key)?;
+        let Value::Array(items) = value else {
+            return Some(vec![text(&path, value, problems)?]);
+        };
+        let read = |(index, item)| text(&format!("{path}[{index}]"), item, problems);
+        Some(items.iter().enumerate().filter_map(read).collect())
+    }
+
     pub(super) fn parsed<T>(&mut self, key: &'static str, problems: &mut Vec<Problem>) -> Option<T>
     where
         T: FromStr<Err: Display>,

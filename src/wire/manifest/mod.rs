@@ -6,6 +6,8 @@
 mod fields;
 mod kruise;
 mod native;
+mod patterns;
+pub mod rule;
 
 use std::collections::BTreeMap;
 
