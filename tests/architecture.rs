@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -29,6 +29,7 @@ const PURE: [&str; 22] = [
     "dispatch/lease.rs",
     "dispatch/nodes.rs",
     "dispatch/pulls.rs",
+    "dispatch/pushes.rs",
     "dispatch/rebuild.rs",
     "dispatch/record.rs",
     "dispatch/requests.rs",

@@ -116,7 +116,7 @@ async fn take_events(mut events: Reading, queue: Queue) {
     }
 }
 
-async fn broken(queue: &Queue, reason: String) {
+pub(super) async fn broken(queue: &mpsc::Sender<Arrival>, reason: String) {
     // Nobody listens any more: the leadership is over already.
     let _ = queue.send(Arrival::Broken(reason)).await;
 }

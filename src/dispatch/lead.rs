@@ -8,11 +8,12 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::arrivals::{Arrival, QUEUE, listen};
+use super::arrivals::{Arrival, QUEUE, broken, listen};
 use super::clock::{Clock, uptime};
 use super::input::{Effect, Input, ReplyToken};
 use super::load::{Loaded, load};
 use super::perform::{Performer, purge_subject};
+use super::pushing;
 use super::resolve::Resolver;
 use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
@@ -37,7 +38,7 @@ impl Permission {
         self.0.store(millis, Ordering::Release);
     }
 
-    fn is_valid(&self) -> bool {
+    pub(super) fn is_valid(&self) -> bool {
         uptime().as_millis() < u128::from(self.0.load(Ordering::Acquire))
     }
 }
@@ -113,7 +114,10 @@ impl Leader {
             "read the cell back; leading"
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
-        let sources = listen(&bus, events, &sender).await.map_err(Ended)?;
+        let mut sources = listen(&bus, events, &sender).await.map_err(Ended)?;
+        let pushes = pushing::take(bus.clone(), resolver.clone(), permission.clone());
+        let queue = sender.clone();
+        sources.spawn(async move { broken(&queue, pushes.await).await });
         let performer = Performer::new(bus, revisions, resolver, sender).await;
         let mut leader = Self {
             clock,

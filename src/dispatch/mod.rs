@@ -9,6 +9,7 @@
 //! - `fleet`: nodes and whether they are there; `job`: one job's pulls and counts;
 //! - `slots`: who may release now, and who waits for what;
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
+//! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
 //! - `record`: the state as records and events;
 //! - [`lease`]: which of several dispatchers leads.
 
@@ -23,6 +24,8 @@ mod load;
 mod nodes;
 mod perform;
 mod pulls;
+mod pushes;
+mod pushing;
 mod rebuild;
 mod record;
 mod requests;

@@ -37,24 +37,7 @@ impl Dispatcher {
         problems: Vec<Problem>,
         effects: &mut Vec<Effect>,
     ) {
-        let event = JobEvent {
-            job: name,
-            run: None,
-            event: JobEventKind::Rejected,
-            request_sequence: Some(sequence),
-            phase: None,
-            outcome: None,
-            counts: None,
-            nodes: None,
-            duration_millis: None,
-            bytes_registry: None,
-            bytes_elsewhere: None,
-            failures: Vec::new(),
-            problems,
-            message: "the request was not carried out".to_owned(),
-            labels: std::collections::BTreeMap::new(),
-            annotations: std::collections::BTreeMap::new(),
-        };
+        let event = JobEvent::rejected(name, sequence, problems);
         let id = format!("rejected.{sequence}");
         effects.push(Effect::TellJob {
             id,

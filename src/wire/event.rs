@@ -339,6 +339,31 @@ pub struct JobEvent {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl JobEvent {
+    /// A message that was not carried out: its sequence in `PREWARM_JOBS`, and what is wrong with it.
+    #[must_use]
+    pub fn rejected(job: Option<JobName>, sequence: u64, problems: Vec<Problem>) -> Self {
+        Self {
+            job,
+            run: None,
+            event: JobEventKind::Rejected,
+            request_sequence: Some(sequence),
+            phase: None,
+            outcome: None,
+            counts: None,
+            nodes: None,
+            duration_millis: None,
+            bytes_registry: None,
+            bytes_elsewhere: None,
+            failures: Vec::new(),
+            problems,
+            message: "the request was not carried out".to_owned(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
 /// A fact about a node; the envelope's type is `dev.prewarm.node.joined` or `….left`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
