@@ -1,4 +1,4 @@
-//! `apply`: manifests from files, all of them checked before any is sent.
+//! `apply`: manifests of jobs and push rules from files, all of them checked before any is sent.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::exit::Failure;
 use super::submit::Checked;
 use crate::domain::name::JobName;
+use crate::wire::manifest::rule::{self, PushRule};
 use crate::wire::manifest::{MAX_BYTES, MAX_DOCUMENTS, documents, read};
 
 /// What a file is called that is standard input.
@@ -16,19 +17,38 @@ const STDIN: &str = "-";
 ///
 /// # Errors
 /// A file cannot be read, or everything that is wrong in any of them.
-pub fn load(files: &[PathBuf]) -> Result<Vec<Checked>, Failure> {
+pub fn load(files: &[PathBuf]) -> Result<Loaded, Failure> {
     let mut manifests = Manifests::default();
     for file in files {
-        let (name, bytes) = if file.as_os_str() == STDIN {
-            ("stdin".to_owned(), bounded(std::io::stdin().lock()))
-        } else {
-            (file.display().to_string(), open(file))
-        };
-        let bytes =
-            bytes.map_err(|error| Failure::input(format!("cannot read {name}: {error}")))?;
+        let (name, bytes) = contents(file)?;
         manifests.add(&name, &bytes);
     }
     manifests.done()
+}
+
+/// What files ask for.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Loaded {
+    /// Jobs to submit.
+    pub jobs: Vec<Checked>,
+    /// Push rules to keep.
+    pub rules: Vec<PushRule>,
+}
+
+/// What a file is called in messages, and its bytes; `-` is standard input.
+///
+/// # Errors
+/// It cannot be read.
+pub fn contents(file: &Path) -> Result<(String, Vec<u8>), Failure> {
+    let (name, bytes) = if file.as_os_str() == STDIN {
+        ("stdin".to_owned(), bounded(std::io::stdin().lock()))
+    } else {
+        (file.display().to_string(), open(file))
+    };
+    match bytes {
+        Ok(bytes) => Ok((name, bytes)),
+        Err(error) => Err(Failure::input(format!("cannot read {name}: {error}"))),
+    }
 }
 
 fn open(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -44,8 +64,9 @@ fn bounded(reader: impl std::io::Read) -> std::io::Result<Vec<u8>> {
 
 #[derive(Default)]
 struct Manifests {
-    checked: Vec<Checked>,
-    places: BTreeMap<JobName, String>,
+    loaded: Loaded,
+    /// Where each job (`false`) and rule (`true`) was read.
+    places: BTreeMap<(bool, JobName), String>,
     problems: Vec<String>,
 }
 
@@ -73,14 +94,16 @@ impl Manifests {
             } else {
                 format!("{file}: doc {}", index + 1)
             };
-            match read(&document) {
-                Ok(submission) => self.keep(
-                    place,
-                    Checked {
-                        name: submission.name,
-                        document,
-                    },
-                ),
+            let kept = if rule::is_rule(&document) {
+                rule::read(&document).map(|rule| self.keep_rule(place.clone(), rule))
+            } else {
+                read(&document).map(|submission| {
+                    let name = submission.name;
+                    self.keep(place.clone(), Checked { name, document });
+                })
+            };
+            match kept {
+                Ok(()) => {}
                 Err(rejection) => {
                     self.problems.extend(
                         rejection
@@ -94,24 +117,36 @@ impl Manifests {
     }
 
     fn keep(&mut self, place: String, checked: Checked) {
-        if let Some(first) = self.places.get(&checked.name) {
-            let name = &checked.name;
-            self.problems.push(format!("{place}: metadata.name: {name} is in {first} too, and the later would replace the earlier"));
-            return;
+        if self.is_new(place, (false, checked.name.clone())) {
+            self.loaded.jobs.push(checked);
         }
-        self.places.insert(checked.name.clone(), place);
-        self.checked.push(checked);
     }
 
-    fn done(mut self) -> Result<Vec<Checked>, Failure> {
-        if self.checked.len() > MAX_DOCUMENTS {
+    fn keep_rule(&mut self, place: String, rule: PushRule) {
+        if self.is_new(place, (true, rule.name.clone())) {
+            self.loaded.rules.push(rule);
+        }
+    }
+
+    fn is_new(&mut self, place: String, key: (bool, JobName)) -> bool {
+        if let Some(first) = self.places.get(&key) {
+            let name = &key.1;
+            self.problems.push(format!("{place}: metadata.name: {name} is in {first} too, and the later would replace the earlier"));
+            return false;
+        }
+        self.places.insert(key, place);
+        true
+    }
+
+    fn done(mut self) -> Result<Loaded, Failure> {
+        let manifests = self.places.len();
+        if manifests > MAX_DOCUMENTS {
             self.problems.push(format!(
-                "there are {} manifests; apply takes {MAX_DOCUMENTS} at a time",
-                self.checked.len()
+                "there are {manifests} manifests; apply takes {MAX_DOCUMENTS} at a time"
             ));
         }
         if self.problems.is_empty() {
-            Ok(self.checked)
+            Ok(self.loaded)
         } else {
             Err(Failure::input(self.problems.join("\n")))
         }

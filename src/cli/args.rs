@@ -68,11 +68,13 @@ pub enum Command {
     Webhook(WebhookRoleArgs),
     /// Put images on nodes
     Run(RunArgs),
-    /// Submit jobs from files
+    /// Submit jobs, and keep push rules, from files
     Apply(ApplyArgs),
-    /// Show jobs or nodes
+    /// Try push rules out, or delete one
+    Rules(RulesArgs),
+    /// Show jobs, nodes or push rules
     Get(GetArgs),
-    /// Show one job or node in detail: failures by reason, slowest nodes, what it waits for
+    /// Show one job, node or push rule in detail: failures by reason, slowest nodes, what it waits for
     Describe(DescribeArgs),
     /// Watch jobs live
     Watch(WatchArgs),
@@ -246,12 +248,48 @@ pub struct SubmitArgs {
 /// `prewarm apply`.
 #[derive(Args)]
 pub struct ApplyArgs {
-    /// Manifest, JSON or YAML, native or Kruise; `-` is standard input; may be given again
+    /// Manifest of jobs, native or Kruise, and push rules, JSON or YAML; `-` is standard input; may be given again
     #[arg(short, long = "filename", required = true, value_name = "FILE")]
     pub filename: Vec<PathBuf>,
     /// Waiting and output.
     #[command(flatten)]
     pub submit: SubmitArgs,
+}
+
+/// `prewarm rules`.
+#[derive(Args)]
+pub struct RulesArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: RulesCommand,
+}
+
+/// What can be done with push rules, beside `apply` and `get rules`.
+#[derive(Subcommand)]
+pub enum RulesCommand {
+    /// Say which jobs would come of a payload; nothing is published
+    Test(RulesTestArgs),
+    /// Delete a rule; its jobs stay
+    Delete {
+        /// The rule
+        name: String,
+    },
+}
+
+/// `prewarm rules test`.
+#[derive(Args)]
+pub struct RulesTestArgs {
+    /// What a webhook would get, as a file; `-` is standard input
+    pub payload: PathBuf,
+    /// Who sends such payloads, such as harbor [default: the payload is a push as prewarm.push takes it]
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<String>,
+    /// Rules from this file instead of the broker's; may be given again
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub filename: Vec<PathBuf>,
+    /// Write pushes and jobs as data
+    #[arg(short, long, value_name = "FORMAT")]
+    pub output: Option<DataFormat>,
 }
 
 /// What there is to show.
@@ -263,6 +301,9 @@ pub enum Kind {
     /// Nodes
     #[value(name = "nodes", alias = "node")]
     Nodes,
+    /// Push rules
+    #[value(name = "rules", alias = "rule")]
+    Rules,
 }
 
 /// How a list looks.
@@ -281,7 +322,7 @@ pub enum ListFormat {
 /// `prewarm get`.
 #[derive(Args)]
 pub struct GetArgs {
-    /// jobs or nodes; job and node do as well
+    /// jobs, nodes or rules; job, node and rule do as well
     pub kind: Kind,
     /// Only this one
     pub name: Option<String>,
@@ -296,7 +337,7 @@ pub struct GetArgs {
 /// `prewarm describe`.
 #[derive(Args)]
 pub struct DescribeArgs {
-    /// job or node
+    /// job, node or rule
     pub kind: Kind,
     /// Its name
     pub name: String,

@@ -11,6 +11,7 @@ pub mod journal;
 pub mod output;
 pub mod request;
 pub mod roles;
+pub mod rules;
 pub mod run;
 pub mod settings;
 pub mod signals;
@@ -165,8 +166,20 @@ async fn perform_async(invocation: &Invocation, command: Command) -> Result<(), 
             submit::submit(&invocation.connect().await?, vec![manifest], &args.submit).await
         }
         Command::Apply(args) => {
-            let manifests = apply::load(&args.filename)?;
-            submit::submit(&invocation.connect().await?, manifests, &args.submit).await
+            let loaded = apply::load(&args.filename)?;
+            let bus = invocation.connect().await?;
+            rules::store(&bus, &loaded.rules).await?;
+            if loaded.jobs.is_empty() {
+                return Ok(());
+            }
+            submit::submit(&bus, loaded.jobs, &args.submit).await
+        }
+        Command::Rules(args) => {
+            let bus = match rules::needs_broker(&args) {
+                true => Some(invocation.connect().await?),
+                false => None,
+            };
+            rules::run(bus.as_ref(), &args).await
         }
         Command::Get(args) => get::run(&invocation.connect().await?, &args).await,
         Command::Describe(args) => describe::run(&invocation.connect().await?, &args).await,

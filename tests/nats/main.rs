@@ -31,6 +31,7 @@ mod api;
 mod cell;
 mod dispatcher;
 mod pull;
+mod pushes;
 mod read;
 mod worker;
 mod worker_cell;

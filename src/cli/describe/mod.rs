@@ -1,4 +1,4 @@
-//! `describe`: one job or node with everything there is to say about it.
+//! `describe`: one job, node or push rule with everything there is to say about it.
 
 mod facts;
 mod job;
@@ -11,7 +11,7 @@ use super::args::{DescribeArgs, Kind};
 use super::exit::Failure;
 use super::journal::{self, From, Journal};
 use super::output::print;
-use super::{now, verbs};
+use super::{now, rules, verbs};
 use crate::bus::Bus;
 use crate::domain::name::{JobName, NodeName};
 use crate::wire::event::{Event, TaskEvent};
@@ -33,6 +33,7 @@ pub async fn run(bus: &Bus, args: &DescribeArgs) -> Result<(), Failure> {
                 .map_err(|error| Failure::input(format!("node name: {error}")))?;
             describe_node(bus, &name).await?
         }
+        Kind::Rules => rules::described(bus, &args.name).await?,
     };
     print(&text)
 }

@@ -17,6 +17,7 @@ use crate::bus::Bus;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
 use crate::wire::manifest::API_VERSION;
+use crate::wire::manifest::rule::PushRule;
 use crate::wire::record::{JobRecord, NodeRecord};
 
 /// A record that can be listed.
@@ -42,6 +43,10 @@ pub async fn run(bus: &Bus, args: &GetArgs) -> Result<(), Failure> {
         Kind::Nodes => {
             let key = key(args.name.as_deref(), |name: NodeName| name.token())?;
             list::<NodeRecord>(bus, &bus.subjects.nodes_bucket(), key, args).await
+        }
+        Kind::Rules => {
+            let key = key(args.name.as_deref(), |name: JobName| name.token())?;
+            list::<PushRule>(bus, &bus.subjects.rules_bucket(), key, args).await
         }
     }
 }

@@ -4,6 +4,7 @@ use super::Listed;
 use crate::cli::text;
 use crate::domain::status::JobPhase;
 use crate::domain::time::Timestamp;
+use crate::wire::manifest::rule::PushRule;
 use crate::wire::record::{JobRecord, NodePresence, NodeRecord};
 
 fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
@@ -60,6 +61,36 @@ impl Listed for JobRecord {
                 text::some_of(&self.spec.images, 2),
                 or_dash(status.message.clone()),
             ]);
+        }
+        row
+    }
+}
+
+impl Listed for PushRule {
+    const WORD: &'static str = "rule";
+
+    fn heading(wide: bool) -> Vec<String> {
+        let mut heading = cells(["NAME", "REGISTRY", "REPOSITORY", "TAG", "SEMVER"]);
+        if wide {
+            heading.extend(cells(["SOURCE", "DEBOUNCE"]));
+        }
+        heading
+    }
+
+    fn row(&self, wide: bool, _: Timestamp) -> Vec<String> {
+        let said = |field: &str| match &self.document()["spec"][field] {
+            serde_json::Value::Null => "-".to_owned(),
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Array(texts) => {
+                let texts: Vec<&str> = texts.iter().filter_map(|text| text.as_str()).collect();
+                texts.join(",")
+            }
+            other => other.to_string(),
+        };
+        let mut row = vec![self.name.to_string()];
+        row.extend(["registry", "repository", "tag", "semver"].map(said));
+        if wide {
+            row.extend([said("source"), text::duration(self.debounce())]);
         }
         row
     }
