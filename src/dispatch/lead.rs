@@ -97,6 +97,7 @@ impl Leader {
             state,
             revisions,
             events,
+            newest_task,
             markers,
         } = loaded;
         for marker in markers {
@@ -114,7 +115,7 @@ impl Leader {
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
         let sources = listen(&bus, events, &sender).await.map_err(Ended)?;
-        let performer = Performer::new(bus, revisions, resolver, sender).await;
+        let performer = Performer::new(bus, (revisions, newest_task), resolver, sender).await;
         let mut leader = Self {
             clock,
             state,
