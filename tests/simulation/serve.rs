@@ -183,7 +183,11 @@ impl World {
                 let mut nodes = invariants::node_facts(&self.broker);
                 let known = self.leader().map(|leader| leader.state.view().nodes);
                 for (name, record) in known.unwrap_or_default() {
-                    nodes.insert(name, record.facts);
+                    let mut facts = record.facts;
+                    // What was decided before the node came back smaller is released after it.
+                    let recorded = nodes.get(&name).map_or(0, |facts| facts.capacity);
+                    facts.capacity = facts.capacity.max(recorded);
+                    nodes.insert(name, facts);
                 }
                 if let Some(digest) = &task.digest
                     && !self.net.registry.has_had(&task.image, digest)
