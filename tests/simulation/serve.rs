@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prewarm::dispatch::Input;
 use prewarm::wire::event::JobEventKind;
-use prewarm::wire::record::NodePresence;
+use prewarm::wire::record::{JobRecord, NodePresence};
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::worker::ACK_WAIT_SECONDS;
 
@@ -148,6 +148,12 @@ impl World {
                     counters.bump("a generation replaced one that ran");
                 } else if after.spec != before.spec {
                     counters.bump("a job was edited");
+                }
+            }
+            (None, Payload::NodeRecord(_)) => {
+                let runs = |record: &Arc<JobRecord>| record.status.outcome.is_none();
+                if invariants::records(&self.broker).iter().any(runs) {
+                    counters.bump("a node joined while a job ran");
                 }
             }
             (Some(Payload::NodeRecord(before)), Payload::NodeRecord(after)) => {
