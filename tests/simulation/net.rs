@@ -98,6 +98,8 @@ pub enum Read {
     Tasks,
     Told,
     EventsAfter(u64),
+    /// The pulls that have a task, for a leader that knew of this one as the newest.
+    Kept(u64),
 }
 
 /// The broker's answer.
@@ -208,6 +210,7 @@ pub enum TimerKind {
     Lease,
     State,
     LeadAgain,
+    Audit,
 }
 
 /// A question on its way.

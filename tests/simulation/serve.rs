@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    fn purge(&mut self, stream: &'static str, filter: &str, before: Option<u64>, late: bool) {
+    pub fn purge(&mut self, stream: &'static str, filter: &str, before: Option<u64>, late: bool) {
         let now = self.net.now;
         let purged = self.broker.purge(stream, filter, before);
         self.net.trace.line(now, || {
@@ -483,6 +483,13 @@ pub fn read_back(broker: &Broker<Payload>, read: Read) -> Answer {
                     });
                 }
             }
+        }
+        Read::Kept(as_of) => {
+            let key = |(_, message): (u64, &crate::broker::Message<Payload>)| {
+                Subjects::default().parse_task(&message.subject)
+            };
+            let keys = broker.messages(TASKS, 0).filter_map(key).collect();
+            inputs.push(Input::Kept { keys, as_of });
         }
         Read::Told => {
             for (_, message) in broker.last_per_subject(EVENTS) {
