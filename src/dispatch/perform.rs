@@ -5,7 +5,7 @@
 //! uncertainty is resolved. Writes that must not cross another dispatcher's carry the revision or
 //! sequence they expect.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
@@ -29,9 +29,8 @@ use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::Revocation;
 
-/// Messages sent and not yet confirmed by the broker. Enough that a broker which is busy with what the first of them
-/// cause has the rest at hand; fewer than a stream of it takes in before it refuses (10,000 from 2.11 on).
-const MAX_UNCONFIRMED: usize = 4_096;
+/// Messages sent and not yet confirmed by the broker.
+const MAX_UNCONFIRMED: usize = 1_024;
 
 /// Why an effect could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +70,7 @@ pub(super) struct Performer {
     revisions: HashMap<JobName, u64>,
     /// The newest message known to be in the task stream.
     newest_task: u64,
-    /// The oldest first.
-    unconfirmed: VecDeque<Unconfirmed>,
+    unconfirmed: Vec<Unconfirmed>,
     pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
     pub(super) requests: HashMap<u64, Box<Acker>>,
     resolver: Resolver,
@@ -99,7 +97,7 @@ impl Performer {
             tasks,
             revisions,
             newest_task,
-            unconfirmed: VecDeque::new(),
+            unconfirmed: Vec::new(),
             replies: HashMap::new(),
             requests: HashMap::new(),
             resolver,
@@ -114,15 +112,12 @@ impl Performer {
     pub(super) async fn perform(&mut self, effects: Vec<Effect>) -> Done<Vec<Input>> {
         let mut known = Vec::new();
         for effect in effects {
-            let most = if is_barrier(&effect) {
-                0
-            } else {
-                MAX_UNCONFIRMED - 1
-            };
-            self.settle(most, &mut known).await?;
+            if self.unconfirmed.len() >= MAX_UNCONFIRMED || is_barrier(&effect) {
+                self.settle(&mut known).await?;
+            }
             self.perform_one(effect).await?;
         }
-        self.settle(0, &mut known).await?;
+        self.settle(&mut known).await?;
         while self.background.try_join_next().is_some() {}
         Ok(known)
     }
@@ -178,12 +173,9 @@ impl Performer {
         }
     }
 
-    /// Waits until the broker has confirmed all that was sent but the last so many.
-    async fn settle(&mut self, most: usize, known: &mut Vec<Input>) -> Done {
-        while self.unconfirmed.len() > most {
-            let Some(sent) = self.unconfirmed.pop_front() else {
-                break;
-            };
+    /// Waits until the broker has confirmed everything that was sent.
+    async fn settle(&mut self, known: &mut Vec<Input>) -> Done {
+        for sent in self.unconfirmed.drain(..) {
             match sent {
                 Unconfirmed::Release { key, run, ack } => {
                     let ack = ack.await.map_err(|error| {
@@ -213,7 +205,7 @@ impl Performer {
     ) -> Done {
         match self.bus.store(subject, headers, body.into()).await {
             Ok(ack) => {
-                self.unconfirmed.push_back(Unconfirmed::Other { what, ack });
+                self.unconfirmed.push(Unconfirmed::Other { what, ack });
                 Ok(())
             }
             Err(error) => Err(PerformError::new(what, error)),
@@ -312,7 +304,7 @@ impl Performer {
             .map_err(|error| {
                 PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
             })?;
-        self.unconfirmed.push_back(Unconfirmed::Release {
+        self.unconfirmed.push(Unconfirmed::Release {
             key,
             run: task.run,
             ack,
