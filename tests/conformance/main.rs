@@ -51,7 +51,7 @@ async fn on_a_server(version: NatsVersion) {
     let server = NatsServer::start(version).await;
     let client = server.client().await;
     let server = Arc::new(Mutex::new(server));
-    let real = |name| BackEnd::Real(Real::new(name, client.clone(), server.clone()));
+    let real = |name| BackEnd::Real(Box::new(Real::new(name, client.clone(), server.clone())));
     all(&SCENARIOS, real).await;
     for scenario in WITH_RESTART {
         all(&[scenario], real).await;

@@ -103,7 +103,7 @@ pub enum Answer {
 /// Where a scenario runs.
 pub enum BackEnd {
     Model(Model),
-    Real(Real),
+    Real(Box<Real>),
 }
 
 /// One scenario's run.
