@@ -55,7 +55,7 @@ unit: build-deps ## Run the tests that need no server
 	$(call cargo_test,--lib --bins)
 sim: build-deps ## Run the simulations: the whole system in one thread, with faults, on many seeds
 	$(call cargo_test,--test simulation)
-conformance: build-deps ## Run the manifests and payloads of others through ours
+conformance: test-deps ## Hold the simulations' model of JetStream against real nats-servers
 	$(call cargo_test,--test conformance)
 test-parts: test-deps ## Test the servers and images that the other tests stand on
 	$(call cargo_test,--test parts)

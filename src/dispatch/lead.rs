@@ -98,6 +98,7 @@ impl Leader {
             state,
             revisions,
             events,
+            newest_task,
             markers,
         } = loaded;
         for marker in markers {
@@ -118,7 +119,7 @@ impl Leader {
         let pushes = pushing::take(bus.clone(), resolver.clone(), permission.clone());
         let queue = sender.clone();
         sources.spawn(async move { broken(&queue, pushes.await).await });
-        let performer = Performer::new(bus, revisions, resolver, sender).await;
+        let performer = Performer::new(bus, (revisions, newest_task), resolver, sender).await;
         let mut leader = Self {
             clock,
             state,

@@ -24,6 +24,8 @@ pub(super) struct Loaded {
     pub(super) revisions: HashMap<JobName, u64>,
     /// The events from here on.
     pub(super) events: Reading,
+    /// The sequence of the newest task in the task stream; 0 if there is none.
+    pub(super) newest_task: u64,
     /// Keys of records that were deleted and whose markers can go.
     pub(super) markers: Vec<String>,
 }
@@ -59,8 +61,10 @@ pub(super) async fn load(
         }
     }
     let tasks = (bus.subjects.tasks_stream(), bus.subjects.tasks());
+    let mut newest_task = 0;
     bus.read_all(&tasks.0, tasks.1, DeliverPolicy::All, |message| {
-        if let Some(input) = released(bus, &message) {
+        if let Some((sequence, input)) = released(bus, &message) {
+            newest_task = sequence;
             feed(input);
         }
     })
@@ -92,6 +96,7 @@ pub(super) async fn load(
         state,
         revisions,
         events,
+        newest_task,
         markers,
     })
 }
@@ -169,7 +174,7 @@ async fn bucket(bus: &Bus, bucket: &str) -> Result<Vec<Entry>, ReadError> {
     Ok(entries)
 }
 
-fn released(bus: &Bus, message: &Message) -> Option<Input> {
+fn released(bus: &Bus, message: &Message) -> Option<(u64, Input)> {
     let sequence = message.info().ok()?.stream_sequence;
     let key = bus.subjects.parse_task(&message.subject)?;
     // A message nobody can read belongs to no run, and is withdrawn as one of a run that is over.
@@ -180,7 +185,7 @@ fn released(bus: &Bus, message: &Message) -> Option<Input> {
             generation: 0,
             round: 0,
         });
-    Some(Input::Released { key, run, sequence })
+    Some((sequence, Input::Released { key, run, sequence }))
 }
 
 fn told(message: &Message) -> Option<Input> {

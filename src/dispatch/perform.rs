@@ -68,6 +68,8 @@ pub(super) struct Performer {
     bus: Bus,
     tasks: Stream<()>,
     revisions: HashMap<JobName, u64>,
+    /// The newest message known to be in the task stream.
+    newest_task: u64,
     unconfirmed: Vec<Unconfirmed>,
     pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
     pub(super) requests: HashMap<u64, Box<Acker>>,
@@ -81,7 +83,7 @@ pub(super) struct Performer {
 impl Performer {
     pub(super) async fn new(
         bus: Bus,
-        revisions: HashMap<JobName, u64>,
+        (revisions, newest_task): (HashMap<JobName, u64>, u64),
         resolver: Resolver,
         arrivals: mpsc::Sender<Arrival>,
     ) -> Done<Self> {
@@ -94,6 +96,7 @@ impl Performer {
             bus,
             tasks,
             revisions,
+            newest_task,
             unconfirmed: Vec::new(),
             replies: HashMap::new(),
             requests: HashMap::new(),
@@ -132,9 +135,11 @@ impl Performer {
             Effect::TellJob { id, time, event } => self.tell_job(id, time, *event).await,
             Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
             Effect::Release(task) => self.release(*task).await,
-            Effect::WithdrawJob(name) => self.purge(self.bus.subjects.tasks_of_job(&name)).await,
-            Effect::WithdrawNode(name) => self.purge(self.bus.subjects.tasks_of_node(&name)).await,
-            Effect::WithdrawPull(key) => self.purge(self.bus.subjects.task(&key)).await,
+            Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
+            Effect::WithdrawNode(name) => {
+                self.withdraw(self.bus.subjects.tasks_of_node(&name)).await
+            }
+            Effect::WithdrawPull(key) => self.withdraw(self.bus.subjects.task(&key)).await,
             Effect::Revoke { node, pulls } => self.revoke(&node, pulls).await,
             Effect::Resolve {
                 job,
@@ -176,6 +181,7 @@ impl Performer {
                     let ack = ack.await.map_err(|error| {
                         PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
                     })?;
+                    self.newest_task = self.newest_task.max(ack.sequence);
                     known.push(Input::Released {
                         key,
                         run,
@@ -352,8 +358,11 @@ impl Performer {
         Ok(())
     }
 
-    async fn purge(&self, filter: String) -> Done {
-        let purged = self.tasks.purge().filter(&filter).await;
+    /// Withdraws only what this leader knows of: a purge that is held up on its way must not take
+    /// what the next leader has released.
+    async fn withdraw(&self, filter: String) -> Done {
+        let purge = self.tasks.purge().sequence(self.newest_task + 1);
+        let purged = purge.filter(&filter).await;
         let purged =
             purged.map_err(|error| PerformError::new(format!("withdrawing {filter}"), error))?;
         tracing::debug!(filter, messages = purged.purged, "withdrew tasks");

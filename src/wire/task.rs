@@ -70,6 +70,51 @@ pub struct PullTask {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// The part of a task that names its pull.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Named {
+    job: JobName,
+    #[serde(flatten)]
+    run: Run,
+    node: NodeName,
+    image: ImageRef,
+}
+
+impl PullTask {
+    /// Reads of a task only which pull it is, so that one that cannot be read as a whole can be failed by name. The
+    /// rest is empty, and it is not to be retried.
+    #[must_use]
+    pub fn named_in(message: &[u8]) -> Option<Self> {
+        let Named {
+            job,
+            run,
+            node,
+            image,
+        } = serde_json::from_slice(message).ok()?;
+        Some(Self {
+            job,
+            run,
+            node,
+            image,
+            digest: None,
+            platform: None,
+            image_pull_policy: ImagePullPolicy::default(),
+            pull_policy: PullPolicy {
+                backoff_limit: 0,
+                ..PullPolicy::default()
+            },
+            priority: 0,
+            pull_secrets: Vec::new(),
+            pin: false,
+            unpack: yes(),
+            expires_at: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        })
+    }
+}
+
 fn yes() -> bool {
     true
 }

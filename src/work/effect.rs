@@ -116,7 +116,7 @@ pub enum Effect {
 /// Something unusual that no event tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Note {
-    /// A message that is no task was dropped.
+    /// A message that is no task was dropped, or a task that cannot be read is failed.
     Undecodable {
         /// The subject it was published on.
         subject: String,

@@ -20,7 +20,7 @@ pub enum Input {
         /// How often the broker has delivered it, this time included; at least 1.
         deliveries: u32,
     },
-    /// The broker delivered something that is no task.
+    /// The broker delivered something that is no task, or one that this worker cannot read.
     Undecodable {
         /// What to answer to.
         token: DeliveryToken,
@@ -28,6 +28,10 @@ pub enum Input {
         subject: String,
         /// Why it cannot be read.
         problem: String,
+        /// Which pull it is, if that much of it can be read; the rest of it is empty.
+        named: Option<Arc<PullTask>>,
+        /// How often the broker has delivered it, this time included; at least 1.
+        deliveries: u32,
     },
     /// A pull ended, by itself or because it was cancelled. Said once for every `StartPull`.
     PullEnded {

@@ -314,6 +314,8 @@ impl Shell {
                 token,
                 subject: delivery.subject.to_string(),
                 problem: error.to_string(),
+                named: PullTask::named_in(&delivery.payload).map(Arc::new),
+                deliveries: delivery.deliveries,
             },
         }
     }

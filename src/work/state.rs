@@ -142,10 +142,24 @@ impl WorkerState {
                 token,
                 subject,
                 problem,
+                named,
+                deliveries,
             } => {
-                self.outstanding = self.outstanding.saturating_sub(1);
-                effects.push(Effect::Ack(token));
-                effects.push(Effect::Note(Note::Undecodable { subject, problem }));
+                let note = Note::Undecodable {
+                    subject,
+                    problem: problem.clone(),
+                };
+                effects.push(Effect::Note(note));
+                match named {
+                    Some(task) => {
+                        self.delivered(now, token, task, deliveries, effects);
+                        self.fail_unread(now, token, &problem, effects);
+                    }
+                    None => {
+                        self.outstanding = self.outstanding.saturating_sub(1);
+                        effects.push(Effect::Ack(token));
+                    }
+                }
             }
             Input::PullEnded { pull, result } => self.pull_ended(now, pull, result, effects),
             Input::Stored(store) => self.stored(now, store, effects),

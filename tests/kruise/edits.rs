@@ -216,3 +216,26 @@ async fn a_cancelled_job_counts_what_was_done_and_can_be_run_again() {
     cell.submit("job", spec).await;
     assert_eq!(cell.succeeded("job", 2).await.metadata.generation, 2);
 }
+
+#[tokio::test]
+async fn issue_2221_an_edited_timeout_of_a_never_job_reaches_nodes_that_join_later() {
+    let cell = Cell::start().await;
+    cell.silent("early", &[]).await;
+    let job = |timeout: u32| {
+        json!({
+            "images": ["large:1"], "pullPolicy": {"timeoutSeconds": timeout},
+            "completionPolicy": {"type": "Never"},
+        })
+    };
+    cell.submit("job", job(60)).await;
+    let tasks = cell.released("job", 1).await;
+    cell.tell_failure(&tasks[0]).await;
+    cell.no_tasks("job").await;
+    let edited = cell.submit("job", job(3_600)).await;
+    assert_eq!(edited.metadata.generation, 1, "what is warm stays so");
+    cell.silent("late", &[]).await;
+    // The round of the other has ended, and its task is gone.
+    let late = cell.released("job", 1).await;
+    assert_eq!(names(&late), ["late"]);
+    assert_eq!(late[0].pull_policy.timeout_seconds, 3_600);
+}

@@ -19,6 +19,7 @@ mod failures;
 mod guarded;
 mod image_lists;
 mod images;
+mod limits;
 mod manifests;
 mod newcomers;
 mod node;

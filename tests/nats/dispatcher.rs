@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
+use futures::StreamExt as _;
 use prewarm::bus::topology::{self, TopologySettings};
 use prewarm::wire::event::JobEventKind;
 use prewarm::wire::subject::JobVerb;
@@ -238,4 +239,27 @@ async fn the_topology_is_made_once_and_kept_as_an_operator_changed_it() {
             .unwrap();
         assert_eq!(events.cached_info().config.max_age, config.max_age);
     }
+}
+
+/// A purge may be held up on its way until another leader has released the same pulls anew.
+#[tokio::test]
+async fn a_withdrawal_takes_only_what_its_leader_knows_of() {
+    let cell = Cell::start(NatsVersion::V2_15).await;
+    let dispatcher = cell.dispatcher("one").await;
+    let mut node = cell.register("node", json!({}), false).await;
+    let subject = format!("$JS.API.STREAM.PURGE.{}", cell.bus.subjects.tasks_stream());
+    let mut purges = cell.bus.client.subscribe(subject).await.unwrap();
+    cell.submit("base", json!({"images": ["r.invalid/a"]}))
+        .await;
+    let (_, message) = node.take().await;
+    let sequence = message.info().unwrap().stream_sequence;
+    cell.publish(JobVerb::Cancel, json!({"name": "base"})).await;
+    let purge = within(LIMIT, "a purge", purges.next()).await.unwrap();
+    let asked: serde_json::Value = serde_json::from_slice(&purge.payload).unwrap();
+    assert_eq!(asked["seq"], sequence + 1, "{asked}");
+    eventually("the task to be withdrawn", LIMIT, async || {
+        cell.tasks_left().await == 0
+    })
+    .await;
+    dispatcher.stop().await;
 }

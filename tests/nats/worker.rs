@@ -7,6 +7,7 @@ use prewarm::domain::failure::FailureKind;
 use prewarm::image::PullRequest;
 use prewarm::image::simulated::{Simulated, SimulatedConfig};
 use prewarm::wire::event::{PullState, TaskEvent};
+use prewarm::wire::subject::PullKey;
 use prewarm::wire::worker::ProgressMessage;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,7 @@ on_every_generation!(
     a_killed_workers_task_is_done_by_the_next,
     a_revoked_pull_stops_and_is_not_spoken_of,
     a_message_that_is_no_task_is_dropped,
+    a_task_that_cannot_be_read_fails_by_the_name_of_its_pull,
     a_worker_waits_for_a_dispatcher,
     no_more_tasks_are_taken_than_there_are_slots,
     a_worker_in_an_account_without_jetstream_works,
@@ -336,6 +338,29 @@ async fn a_message_that_is_no_task_is_dropped(version: NatsVersion) {
     cell.answered().await;
     cell.release(&task("base", "nginx")).await;
     cell.told("base", PullState::Succeeded).await;
+    worker.stop().await;
+}
+
+/// As when the dispatcher is newer than the worker.
+async fn a_task_that_cannot_be_read_fails_by_the_name_of_its_pull(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let worker = Worker::start(&cell, pulls_take("0"), settings()).await;
+    let newer = task("base", "nginx");
+    let mut message = serde_json::to_value(&newer).unwrap();
+    message["imagePullPolicy"] = "Sometimes".into();
+    let key = PullKey::new(newer.node.clone(), newer.job.clone(), &newer.image);
+    let subject = cell.bus.subjects.task(&key);
+    let stored = cell
+        .bus
+        .jetstream
+        .publish(subject, message.to_string().into());
+    stored.await.unwrap().await.unwrap();
+    let failed = cell.told("base", PullState::Failed).await.data;
+    assert_eq!((failed.run, failed.image), (newer.run, newer.image));
+    let failure = failed.failure.unwrap();
+    assert_eq!(failure.kind, FailureKind::Internal);
+    assert!(failure.message.contains("Sometimes"), "{}", failure.message);
+    cell.answered().await;
     worker.stop().await;
 }
 

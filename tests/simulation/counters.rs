@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What has to happen at least once in a default run.
-pub const SOMETIMES: [&str; 42] = [
+pub const SOMETIMES: [&str; 52] = [
     "a consumer began behind the newest task",
     "a consumer was lost",
     "a dispatcher crashed between two effects",
@@ -16,14 +16,21 @@ pub const SOMETIMES: [&str; 42] = [
     "a job exceeded its deadline",
     "a job gave up absent nodes",
     "a job had too many failures",
+    "a job was cancelled",
     "a job was deleted after its time to live",
+    "a job was deleted by a user",
     "a job was edited",
     "a job was paused",
     "a job was resumed",
     "a leader crashed with releases to do",
+    "a leader's clock was seconds apart from the one before",
+    "a lost task was released again",
+    "a message overtook one to another stream",
+    "a node joined while a job ran",
     "a node left with active pulls",
     "a node returned",
     "a node with active pulls was relabelled",
+    "a pull met a registry that was down",
     "a pull took too long",
     "a record write met another's revision",
     "a release met a message",
@@ -41,10 +48,13 @@ pub const SOMETIMES: [&str; 42] = [
     "a worker crashed between two effects",
     "a worker drained",
     "a worker stored an event again",
+    "an ack came twice",
+    "an ack was lost",
     "an answer came too late or never",
     "an effect of a deposed leader was performed",
     "images were left to the nodes to resolve",
     "the broker restarted",
+    "the broker's word on a publish was lost",
     "a zone or a host was full",
 ];
 

@@ -136,7 +136,10 @@ pub fn count(net: &mut Net, effect: &Effect) {
         JobEventKind::Rejected => net.counters.bump("a request was rejected"),
         JobEventKind::Paused => net.counters.bump("a job was paused"),
         JobEventKind::Resumed => net.counters.bump("a job was resumed"),
-        JobEventKind::Deleted if event.request_sequence.is_none() => {}
+        JobEventKind::Cancelled => net.counters.bump("a job was cancelled"),
+        JobEventKind::Deleted if event.request_sequence.is_some() => {
+            net.counters.bump("a job was deleted by a user");
+        }
         JobEventKind::Completed => {
             if event.outcome == Some(Outcome::DeadlineExceeded) {
                 net.counters.bump("a job exceeded its deadline");
@@ -155,7 +158,6 @@ pub fn count(net: &mut Net, effect: &Effect) {
         }
         JobEventKind::Accepted
         | JobEventKind::Started
-        | JobEventKind::Cancelled
         | JobEventKind::Deleted
         | JobEventKind::RoundCompleted => {}
     }

@@ -267,6 +267,7 @@ impl DispatcherProcess {
                 }
             }
             TimerKind::State => self.with_leader(net, Leader::tick),
+            TimerKind::Audit => self.with_leader(net, |leader, net, _| leader.audit(net)),
         }
     }
 

@@ -110,6 +110,8 @@ pub enum Action {
         lasts: Millis,
     },
     MoveTag(ImageRef),
+    /// An operator purges the task stream.
+    PurgeTasks,
 }
 
 /// An action and its time.
@@ -216,6 +218,16 @@ impl Planner<'_> {
         for _ in 0..faults {
             let at = self.rng.range(3_000, self.heals_at);
             let action = self.fault();
+            actions.push(Planned { at, action });
+        }
+        let purges = if self.rng.percent(30) {
+            self.rng.range(1, 8)
+        } else {
+            0
+        };
+        for _ in 0..purges {
+            let at = self.rng.range(3_000, self.heals_at);
+            let action = Action::PurgeTasks;
             actions.push(Planned { at, action });
         }
         actions.sort_by_key(|planned| planned.at);

@@ -21,6 +21,8 @@ pub const REQUEST_TIMEOUT: Millis = 5_000;
 const PULL_EXPIRES: Millis = 30_000;
 /// How many requests one request for requests may bring.
 const REQUESTS_AT_ONCE: u32 = 10;
+/// Time between two looks for lost tasks.
+const AUDIT_EVERY: Millis = 60_000;
 /// Most arrivals taken together.
 const BATCH: usize = 8;
 /// Most arrivals that wait; a bound that must hold, not one that is enforced here.
@@ -80,6 +82,9 @@ pub struct Leader {
     /// The request for requests that is open, and how many it may still bring.
     pull: Option<(Ticket, u32)>,
     tick: Option<Millis>,
+    /// When the task stream is looked through next, and the look that is open.
+    audit_at: Millis,
+    audit: Option<Ticket>,
     next_reply: u64,
 }
 
@@ -105,6 +110,8 @@ impl Leader {
             following: false,
             pull: None,
             tick: None,
+            audit_at: 0,
+            audit: None,
             next_reply: 0,
         }
     }
@@ -156,9 +163,22 @@ impl Leader {
                 Ok(())
             };
         }
+        let looked = match &answer {
+            Answer::Read { inputs, .. } => Some(inputs.clone()),
+            _ => None,
+        };
         match (self.performer.answered(net, ticket, answer), self.pull) {
             (Asked::Known(result), _) => {
                 result?;
+                self.go_on(net, context)
+            }
+            (Asked::Stranger, _) if self.audit.take_if(|open| *open == ticket).is_some() => {
+                if let Some(inputs) = looked {
+                    let arrivals = inputs
+                        .into_iter()
+                        .map(|input| Arrival::Input(Box::new(input)));
+                    self.arrivals.extend(arrivals);
+                }
                 self.go_on(net, context)
             }
             (Asked::Stranger, Some((pull, _))) if pull == ticket => {
@@ -220,6 +240,7 @@ impl Leader {
         self.pull_requests(net);
         self.follow(net);
         self.performer.purge_markers(net);
+        self.audit(net)?;
         self.arrivals
             .push_back(Arrival::Input(Box::new(Input::Lead)));
         self.go_on(net, context)
@@ -300,6 +321,21 @@ impl Leader {
             return Ok(());
         }
         self.go_on(net, context)
+    }
+
+    /// Looks through the task stream, from time to time.
+    pub fn audit(&mut self, net: &mut Net) -> Result<(), Over> {
+        if !self.listens() || self.audit_at > net.now {
+            return Ok(());
+        }
+        self.audit_at = net.now + AUDIT_EVERY;
+        let (to, timer) = (self.life, TimerKind::Audit);
+        net.at(self.audit_at, Event::Tick { to, timer });
+        if let Some(as_of) = self.state.has_out() {
+            let ask = Ask::Read(Read::Kept(as_of));
+            self.audit = Some(net.ask(self.life, self.leadership, ask, REQUEST_TIMEOUT));
+        }
+        Ok(())
     }
 
     pub fn core(
@@ -442,7 +478,12 @@ impl Leader {
             net.trace.line(net.now, || {
                 format!("{who:?} takes {}", crate::describe::input(&input))
             });
+            let looked = matches!(input, Input::Kept { .. });
+            let before = effects.len();
             self.state.handle(now, input, effects);
+            if looked && effects.len() > before {
+                net.counters.bump("a lost task was released again");
+            }
         }
         for effect in &*effects {
             if leads && matches!(effect, Effect::WithdrawPull(_)) {

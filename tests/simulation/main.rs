@@ -44,7 +44,7 @@ use counters::Counters;
 use runs::{Runs, run_seed};
 
 /// Steps of a run that nobody asked for.
-const DEFAULT_STEPS: u64 = 1_000_000;
+const DEFAULT_STEPS: u64 = 1_500_000;
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
@@ -83,6 +83,28 @@ fn seeds_that_failed_once_never_fail_again() {
             .unwrap_or_else(|_| panic!("{seed} in seeds.txt is no seed"));
         run_seed(seed, &mut Counters::default());
     }
+}
+
+#[test]
+fn a_plan_that_fails_shrinks_to_what_makes_it_fail() {
+    let plan = runs::plan(7);
+    let (first, last) = (
+        plan.actions[3].clone(),
+        plan.actions[plan.actions.len() - 2].clone(),
+    );
+    let fails = |plan: faults::Plan| {
+        let has = |action| plan.actions.contains(action);
+        match (has(&first), has(&last)) {
+            (true, true) => Some(format!("{} pulls of j1 are lost", plan.actions.len())),
+            // Another failure is not the one that is looked for.
+            (true, false) => Some("5 tasks of j1 are lost".to_owned()),
+            (false, _) => None,
+        }
+    };
+    let whole = plan.actions.len();
+    let short = shrink::shrink(plan, "4 pulls of j1 are lost", fails);
+    assert!(whole > 20, "{whole} actions are too few to show anything");
+    assert_eq!(short.actions, [first, last]);
 }
 
 #[test]

@@ -6,11 +6,13 @@ use prewarm::dispatch::{Pause, Request};
 use prewarm::domain::job::Amount;
 use prewarm::domain::node::ZONE_LABEL;
 use prewarm::wire::manifest::Submission;
+use prewarm::wire::subject::Subjects;
 
 use crate::dispatcher::Step;
 use crate::faults::{Action, Target};
 use crate::invariants::{self, Verdict};
 use crate::net::{Event, Life, Who};
+use crate::payload::TASKS;
 use crate::world::World;
 
 impl World {
@@ -103,8 +105,15 @@ impl World {
             Action::RegistryFlaky { lasts } => self.net.registry.flaky_until = now + lasts,
             Action::RegistryStalls { lasts } => self.net.registry.stalls_until = now + lasts,
             Action::MoveTag(image) => self.net.registry.move_tag(&image),
+            Action::PurgeTasks => self.purge_tasks(),
         }
         Ok(())
+    }
+
+    fn purge_tasks(&mut self) {
+        self.purge(TASKS, &Subjects::default().tasks(), None, false);
+        // Until the dispatcher has looked through the stream, it knows of more than there is.
+        self.checks.disturbed = true;
     }
 
     fn crash_later(&mut self, who: Who, after: Option<u32>) {

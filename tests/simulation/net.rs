@@ -98,6 +98,8 @@ pub enum Read {
     Tasks,
     Told,
     EventsAfter(u64),
+    /// The pulls that have a task, for a leader that knew of this one as the newest.
+    Kept(u64),
 }
 
 /// The broker's answer.
@@ -208,6 +210,7 @@ pub enum TimerKind {
     Lease,
     State,
     LeadAgain,
+    Audit,
 }
 
 /// A question on its way.
@@ -372,9 +375,13 @@ impl Net {
         let stream = ask.stream();
         let latency = self.latency();
         let now = self.now;
+        let is_ack = matches!(ask, Ask::Answer { .. });
         let link = self.link(from.who);
         if link.lose_questions > 0 {
             link.lose_questions -= 1;
+            if is_ack {
+                self.counters.bump("an ack was lost");
+            }
             self.no_answer(from, ticket, until);
             return;
         }
@@ -386,9 +393,15 @@ impl Net {
         let last = link.last_arrival.entry(stream).or_insert(0);
         arrives = arrives.max(*last);
         *last = arrives;
-        let again = link.repeat > 0 && matches!(ask, Ask::Answer { .. });
+        let overtakes = link.last_arrival.values().any(|other| *other > arrives);
+        let again = link.repeat > 0 && is_ack;
         if again {
             link.repeat -= 1;
+            self.counters.bump("an ack came twice");
+        }
+        if overtakes {
+            self.counters
+                .bump("a message overtook one to another stream");
         }
         if until.is_some_and(|until| arrives > until) {
             self.no_answer(from, ticket, until);
@@ -426,6 +439,10 @@ impl Net {
         let lost = link.lose_answers > 0;
         if lost {
             link.lose_answers -= 1;
+            if matches!(answer, Answer::Published(Ok(_))) {
+                self.counters
+                    .bump("the broker's word on a publish was lost");
+            }
         }
         if lost || is_down || arrives > until {
             self.counters.bump("an answer came too late or never");

@@ -83,7 +83,8 @@ pub fn run_seed(seed: u64, counters: &mut Counters) -> u64 {
 
 fn report(seed: u64, steps: u64, failure: &str) -> String {
     let whole = plan(seed);
-    let short = shrink(seed, whole.clone(), failure);
+    let run = |plan| simulate(seed, plan, Trace::default()).failure;
+    let short = shrink(whole.clone(), failure, run);
     let again = simulate(seed, short.clone(), Trace::recorded());
     let (trace, failure_of_short) = (again.trace, again.failure.unwrap_or_default());
     let file = std::env::temp_dir().join(format!("prewarm-sim-{seed}.trace"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prewarm::dispatch::Input;
 use prewarm::wire::event::JobEventKind;
-use prewarm::wire::record::NodePresence;
+use prewarm::wire::record::{JobRecord, NodePresence};
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::worker::ACK_WAIT_SECONDS;
 
@@ -150,6 +150,12 @@ impl World {
                     counters.bump("a job was edited");
                 }
             }
+            (None, Payload::NodeRecord(_)) => {
+                let runs = |record: &Arc<JobRecord>| record.status.outcome.is_none();
+                if invariants::records(&self.broker).iter().any(runs) {
+                    counters.bump("a node joined while a job ran");
+                }
+            }
             (Some(Payload::NodeRecord(before)), Payload::NodeRecord(after)) => {
                 let works = self.checks.works(&self.broker, &after.name);
                 match (before.presence, after.presence) {
@@ -183,7 +189,11 @@ impl World {
                 let mut nodes = invariants::node_facts(&self.broker);
                 let known = self.leader().map(|leader| leader.state.view().nodes);
                 for (name, record) in known.unwrap_or_default() {
-                    nodes.insert(name, record.facts);
+                    let mut facts = record.facts;
+                    // What was decided before the node came back smaller is released after it.
+                    let recorded = nodes.get(&name).map_or(0, |facts| facts.capacity);
+                    facts.capacity = facts.capacity.max(recorded);
+                    nodes.insert(name, facts);
                 }
                 if let Some(digest) = &task.digest
                     && !self.net.registry.has_had(&task.image, digest)
@@ -245,7 +255,7 @@ impl World {
         }
     }
 
-    fn purge(&mut self, stream: &'static str, filter: &str, before: Option<u64>, late: bool) {
+    pub fn purge(&mut self, stream: &'static str, filter: &str, before: Option<u64>, late: bool) {
         let now = self.net.now;
         let purged = self.broker.purge(stream, filter, before);
         self.net.trace.line(now, || {
@@ -473,6 +483,13 @@ pub fn read_back(broker: &Broker<Payload>, read: Read) -> Answer {
                     });
                 }
             }
+        }
+        Read::Kept(as_of) => {
+            let key = |(_, message): (u64, &crate::broker::Message<Payload>)| {
+                Subjects::default().parse_task(&message.subject)
+            };
+            let keys = broker.messages(TASKS, 0).filter_map(key).collect();
+            inputs.push(Input::Kept { keys, as_of });
         }
         Read::Told => {
             for (_, message) in broker.last_per_subject(EVENTS) {

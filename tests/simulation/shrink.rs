@@ -2,20 +2,21 @@
 //! isolating failure-inducing input", 2002).
 
 use crate::faults::{Plan, Planned};
-use crate::runs::simulate;
-use crate::trace::Trace;
 
 /// Most simulations for one shrinking.
 const MOST_TRIES: usize = 400;
 
-/// The kind of a failure: what it says before its first number or name.
-fn kind(failure: &str) -> String {
-    let words = failure.split(|c: char| c.is_ascii_digit() || c == ':');
-    words.take(1).collect()
+/// The kind of a failure: what it says before its first colon, without numbers and names.
+fn kind(failure: &str) -> Vec<&str> {
+    let what = failure.split(':').next().unwrap_or_default();
+    let words = what.split_whitespace();
+    words
+        .filter(|word| !word.contains(|c: char| c.is_ascii_digit()))
+        .collect()
 }
 
-/// A shorter plan that fails in the same way.
-pub fn shrink(seed: u64, plan: Plan, failure: &str) -> Plan {
+/// A shorter plan that fails in the same way; `run` says how a plan fails, if it does.
+pub fn shrink(plan: Plan, failure: &str, run: impl Fn(Plan) -> Option<String>) -> Plan {
     let wanted = kind(failure);
     let mut tries = 0;
     let mut fails = |actions: &[Planned]| {
@@ -25,12 +26,7 @@ pub fn shrink(seed: u64, plan: Plan, failure: &str) -> Plan {
         }
         let mut plan = plan.clone();
         plan.actions = actions.to_vec();
-        let outcome = simulate(seed, plan, Trace::default());
-        Some(
-            outcome
-                .failure
-                .is_some_and(|failure| kind(&failure) == wanted),
-        )
+        Some(run(plan).is_some_and(|failure| kind(&failure) == wanted))
     };
     let mut actions = plan.actions.clone();
     let mut parts = 2;

@@ -349,6 +349,9 @@ impl WorkerProcess {
         let digest = match present.filter(|_| good_enough) {
             Some(digest) => digest,
             None => {
+                if !net.registry.is_up(net.now) {
+                    net.counters.bump("a pull met a registry that was down");
+                }
                 let newest = net.registry.digest(net.now, &task.image)?;
                 let digest = task.digest.clone().unwrap_or(newest);
                 self.images.insert(image, digest.clone());

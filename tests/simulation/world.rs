@@ -27,6 +27,9 @@ const REQUEST_ACK_WAIT: Millis = 30_000;
 /// Most that is on its way at once; a bound that must hold.
 const MOST_ON_THE_WAY: usize = 20_000;
 
+/// Milliseconds two clocks differ by when it counts: more than a lease.
+const DIFFERING_CLOCKS: u64 = 10_000;
+
 /// The world.
 pub struct World {
     pub net: Net,
@@ -289,11 +292,22 @@ impl World {
                 other.index
             ));
         }
-        if self
-            .leading
-            .is_some_and(|(life, _)| life.who != Who::Dispatcher(index))
+        if let Some((
+            Life {
+                who: Who::Dispatcher(before),
+                ..
+            },
+            _,
+        )) = self.leading
+            && before != index
         {
             self.net.counters.bump("a standby took over");
+            let wall = |index: usize| self.dispatchers[index].clock.wall(now).as_millis();
+            if wall(before).abs_diff(wall(index)) > DIFFERING_CLOCKS {
+                self.net
+                    .counters
+                    .bump("a leader's clock was seconds apart from the one before");
+            }
         }
         self.leading = Some((process.life(), leader.leadership));
         self.checks.disturbed = false;

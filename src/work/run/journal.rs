@@ -99,7 +99,7 @@ impl Journal {
         let node = &self.node;
         match note {
             Note::Undecodable { subject, problem } => {
-                tracing::error!(%node, subject, problem, "a task cannot be read and is dropped; is this worker older than the dispatcher?");
+                tracing::error!(%node, subject, problem, "a task cannot be read; is this worker older than the dispatcher?");
             }
             Note::ForAnotherNode { pull, node: other } => {
                 tracing::error!(%node, job = %pull.job, image = pull.image, %other, "a task of another node was delivered and is dropped; check the consumer's filter and the broker's permissions");

@@ -7,7 +7,7 @@ use super::WorkerState;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{FailureReport, PullResult, PullState, TaskEvent};
-use crate::work::effect::{Effect, EventToStore, PullHandle, StoreHandle};
+use crate::work::effect::{DeliveryToken, Effect, EventToStore, PullHandle, StoreHandle};
 use crate::work::hand::{Answer, Held, Stage};
 use crate::work::retry::{after_attempt, doubled};
 use crate::work::state::DeadlineReason;
@@ -151,6 +151,24 @@ impl WorkerState {
                 };
                 self.attempt_failed(now, position, failure, effects);
             }
+        }
+    }
+
+    /// Fails a task in hand that could not be read: who released it has to know.
+    pub(super) fn fail_unread(
+        &mut self,
+        now: Timestamp,
+        token: DeliveryToken,
+        problem: &str,
+        effects: &mut Vec<Effect>,
+    ) {
+        let unread = |held: &Held| held.token == token && held.stage == Stage::Waiting;
+        if let Some(position) = self.hand.held.iter().position(unread) {
+            let message = format!(
+                "the node's worker cannot read the task: {problem}; it is probably older than the dispatcher"
+            );
+            let failure = Failure::new(FailureKind::Internal, message);
+            self.attempt_failed(now, position, failure, effects);
         }
     }
 

@@ -258,6 +258,8 @@ impl World {
                 token,
                 subject: "s".to_owned(),
                 problem: "p".to_owned(),
+                named: None,
+                deliveries: 1,
             }
         };
         self.input(input, &BTreeSet::from([id]));

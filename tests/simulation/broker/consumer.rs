@@ -69,8 +69,10 @@ pub(super) struct Consumer {
     config: ConsumerConfig,
     /// The first sequence not looked at yet.
     next: u64,
-    /// Delivered and unanswered: when each is delivered again.
+    /// Delivered and unanswered: when each is to be delivered again.
     pending: BTreeMap<u64, Millis>,
+    /// Of those, the ones whose time has come, in the order it came.
+    due: VecDeque<u64>,
     deliveries: BTreeMap<u64, u32>,
     requests: VecDeque<Request>,
 }
@@ -85,13 +87,10 @@ impl Consumer {
             config,
             next,
             pending: BTreeMap::new(),
+            due: VecDeque::new(),
             deliveries: BTreeMap::new(),
             requests: VecDeque::new(),
         }
-    }
-
-    pub(super) fn ack_wait(&self) -> Millis {
-        self.config.ack_wait
     }
 
     pub(super) fn pull(&mut self, id: u64, batch: u32, expires: Millis) {
@@ -118,12 +117,39 @@ impl Consumer {
     /// Takes an answer; says whether the message was waited for.
     pub(super) fn ack(&mut self, sequence: u64) -> bool {
         self.deliveries.remove(&sequence);
+        self.due.retain(|due| *due != sequence);
         self.pending.remove(&sequence).is_some()
     }
 
-    pub(super) fn redeliver_at(&mut self, sequence: u64, at: Millis) {
-        if let Some(due) = self.pending.get_mut(&sequence) {
-            *due = at;
+    /// The time has come for what was not answered, and nothing but an ack or a delayed nack takes
+    /// that back.
+    fn notice_due(&mut self, now: Millis) {
+        let mut due: Vec<(Millis, u64)> = self
+            .pending
+            .iter()
+            .filter(|(sequence, at)| **at <= now && !self.due.contains(sequence))
+            .map(|(sequence, at)| (*at, *sequence))
+            .collect();
+        due.sort_unstable();
+        self.due
+            .extend(due.into_iter().map(|(_, sequence)| sequence));
+    }
+
+    pub(super) fn nak(&mut self, now: Millis, sequence: u64, delay: Millis) {
+        self.notice_due(now);
+        if let Some(at) = self.pending.get_mut(&sequence) {
+            *at = now + delay;
+            if delay > 0 {
+                self.due.retain(|due| *due != sequence);
+            }
+            self.notice_due(now);
+        }
+    }
+
+    pub(super) fn in_progress(&mut self, now: Millis, sequence: u64) {
+        self.notice_due(now);
+        if let Some(at) = self.pending.get_mut(&sequence) {
+            *at = now + self.config.ack_wait;
         }
     }
 
@@ -135,7 +161,11 @@ impl Consumer {
 
     pub(super) fn next_deadline(&self) -> Option<Millis> {
         let expires = self.requests.iter().map(|request| request.expires).min();
-        let due = self.pending.values().min().copied();
+        let waiting = self
+            .pending
+            .iter()
+            .filter(|(sequence, _)| !self.due.contains(sequence));
+        let due = waiting.map(|(_, at)| *at).min();
         let due = due.filter(|_| !self.requests.is_empty());
         expires.into_iter().chain(due).min()
     }
@@ -157,8 +187,10 @@ impl Consumer {
             }
             !expired
         });
-        while let Some(request) = self.requests.front().map(|request| request.id) {
-            let Some(sequence) = self.next_message(now, messages) else {
+        self.notice_due(now);
+        while let Some(mut request) = self.requests.pop_front() {
+            let Some(sequence) = self.next_message(messages) else {
+                self.requests.push_front(request);
                 break;
             };
             let message = &messages[&sequence];
@@ -171,26 +203,23 @@ impl Consumer {
                 payload: message.payload.clone(),
                 deliveries: *deliveries,
             };
-            sent.push(Sent::Delivery { request, delivery });
-            if let Some(front) = self.requests.front_mut() {
-                front.left -= 1;
-                if front.left == 0 {
-                    self.requests.pop_front();
-                }
+            sent.push(Sent::Delivery {
+                request: request.id,
+                delivery,
+            });
+            // Requests take turns.
+            request.left -= 1;
+            if request.left > 0 {
+                self.requests.push_back(request);
             }
         }
         sent
     }
 
     /// What is due again comes before what is new.
-    fn next_message<P>(
-        &mut self,
-        now: Millis,
-        messages: &BTreeMap<u64, Message<P>>,
-    ) -> Option<u64> {
-        let due = self.pending.iter().filter(|(_, due)| **due <= now);
-        if let Some((sequence, _)) = due.min_by_key(|(sequence, due)| (**due, **sequence)) {
-            return Some(*sequence);
+    fn next_message<P>(&mut self, messages: &BTreeMap<u64, Message<P>>) -> Option<u64> {
+        if let Some(sequence) = self.due.pop_front() {
+            return Some(sequence);
         }
         let most = self.config.max_ack_pending.unwrap_or(usize::MAX);
         if self.pending.len() >= most {

@@ -183,8 +183,10 @@ fn a_task_that_cannot_be_read_or_is_for_another_node_is_dropped() {
         token,
         subject: "prewarm.task.node-1.a.b".to_owned(),
         problem: "expected value at line 1 column 1".to_owned(),
+        named: None,
+        deliveries: 1,
     });
-    assert_eq!(effects[0], Effect::Ack(token));
+    assert!(effects.contains(&Effect::Ack(token)));
     assert_eq!(fetched(&effects), 1);
 
     let mut foreign = task("a", "nginx");
@@ -192,6 +194,40 @@ fn a_task_that_cannot_be_read_or_is_for_another_node_is_dropped() {
     let (token, effects) = worker.deliver(&foreign, 1);
     assert_eq!(effects[0], Effect::Ack(token));
     assert_eq!(fetched(&effects), 1);
+}
+
+#[test]
+fn a_task_that_only_names_its_pull_fails_and_is_acked_when_that_is_stored() {
+    let mut worker = Worker::new(1);
+    let mut message = serde_json::to_value(task("a", "nginx")).unwrap();
+    message["imagePullPolicy"] = "Sometimes".into();
+    let named = PullTask::named_in(message.to_string().as_bytes()).unwrap();
+    let token = DeliveryToken(99);
+    let effects = worker.input(Input::Undecodable {
+        token,
+        subject: "prewarm.task.node-1.a.b".to_owned(),
+        problem: "unknown variant `Sometimes`".to_owned(),
+        named: Some(Arc::new(named)),
+        deliveries: 2,
+    });
+    let failed = told(&effects);
+    assert_eq!(failed.event.state, PullState::Failed);
+    assert_eq!(
+        (failed.event.attempt, &failed.event.image),
+        (2, &task("a", "nginx").image)
+    );
+    let failure = failed.event.failure.as_ref().unwrap();
+    assert_eq!(failure.kind, FailureKind::Internal);
+    assert!(
+        failure.message.contains("`Sometimes`"),
+        "{}",
+        failure.message
+    );
+    let is_answer = |effect: &Effect| matches!(effect, Effect::Ack(_) | Effect::Nak { .. });
+    assert!(!effects.iter().any(is_answer), "{effects:#?}");
+    let effects = worker.input(Input::Stored(failed.store));
+    assert!(effects.contains(&Effect::Ack(token)), "{effects:#?}");
+    assert_eq!(worker.state.slots_taken(), 0);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod subject;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+#[allow(unused_imports, reason = "two test crates use this")]
 pub use consumer::{ConsumerConfig, Delivery, End, Sent, Start};
 pub use subject::matches;
 
@@ -38,7 +39,8 @@ pub struct StreamConfig {
     pub duplicate_window: Millis,
 }
 
-/// What a publisher demands.
+/// What a publisher demands: one of these at most. Which of two is looked at first is one thing to 2.10 and another to
+/// 2.15, so that nothing may rest on it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Demands {
     /// `Nats-Msg-Id`.
@@ -114,7 +116,7 @@ impl<P: Clone> Broker<P> {
         self.streams.get_mut(name).expect("a stream of the model")
     }
 
-    /// Stores a message, if what is demanded holds. A known id answers before the rest is looked at.
+    /// Stores a message, if what is demanded holds.
     pub fn publish(
         &mut self,
         now: Millis,
@@ -232,26 +234,28 @@ impl<P: Clone> Broker<P> {
         }
     }
 
-    /// A message is to be delivered again, after the delay.
+    /// A message is to be delivered again, at once or after the delay.
     pub fn nak(&mut self, now: Millis, stream: &str, consumer: &str, sequence: u64, delay: Millis) {
         if let Some(consumer) = self.stream_mut(stream).consumers.get_mut(consumer) {
-            consumer.redeliver_at(sequence, now + delay);
+            consumer.nak(now, sequence, delay);
         }
     }
 
-    /// A message is worked on: the ack wait begins anew.
+    /// A message is worked on: the ack wait begins anew, unless it is over.
     pub fn in_progress(&mut self, now: Millis, stream: &str, consumer: &str, sequence: u64) {
         if let Some(consumer) = self.stream_mut(stream).consumers.get_mut(consumer) {
-            let ack_wait = consumer.ack_wait();
-            consumer.redeliver_at(sequence, now + ack_wait);
+            consumer.in_progress(now, sequence);
         }
     }
 
     /// The server stops and starts: messages, buckets and file consumers stay; memory consumers go,
-    /// and so do all requests.
+    /// and so do all requests and the ids of messages that are gone.
     pub fn restart(&mut self) {
         for stream in self.streams.values_mut() {
             stream.consumers.retain(|_, consumer| consumer.restart());
+            let (messages, sequences) = (&stream.messages, &mut stream.sequences);
+            sequences.retain(|_, sequence| messages.contains_key(sequence));
+            stream.ids.retain(|(_, id)| sequences.contains_key(id));
         }
     }
 }
@@ -264,6 +268,10 @@ impl<P: Clone> Stream<P> {
         payload: P,
         demands: &Demands,
     ) -> Result<Stored, Refusal> {
+        assert!(
+            demands.message_id.is_none() || demands.last_subject_sequence.is_none(),
+            "servers differ in what they look at first"
+        );
         while self.ids.front().is_some_and(|(until, _)| *until <= now) {
             if let Some((_, id)) = self.ids.pop_front() {
                 self.sequences.remove(&id);
