@@ -67,13 +67,23 @@ async fn jobs(cell: &Cell) -> Vec<JobRecord> {
     let mut records = Vec::new();
     let filter = format!("$KV.{bucket}.>");
     let policy = async_nats::jetstream::consumer::DeliverPolicy::LastPerSubject;
-    let read = cell
-        .bus
-        .read_all(&format!("KV_{bucket}"), filter, policy, |message| {
-            records.extend(serde_json::from_slice(&message.payload));
-        });
+    let stream = format!("KV_{bucket}");
+    let read = cell.bus.read_all(&stream, filter, policy, |message| {
+        records.extend(serde_json::from_slice(&message.payload));
+    });
     read.await.unwrap();
     records
+}
+
+/// Pushes until the rule, of which a dispatcher hears a moment after it was applied, has made a job. Pushing a digest again
+/// makes no other.
+async fn tell_until_made(cell: &Cell, push: Value) -> JobRecord {
+    eventually("a push to become a job", LIMIT, async || {
+        tell(cell, push.to_string()).await;
+        settled(cell).await;
+        jobs(cell).await.pop().ok_or("there is no job yet")
+    })
+    .await
 }
 
 async fn ten_tags_of_a_digest_in_a_second_warm_the_nodes_with_one_job(version: NatsVersion) {
@@ -85,6 +95,7 @@ async fn ten_tags_of_a_digest_in_a_second_warm_the_nodes_with_one_job(version: N
         "job": {"spec": {"selector": {"matchLabels": {"pool": "a"}}}},
     });
     apply(&cell, "apps", spec).await;
+    tell_until_made(&cell, push("t", 7)).await;
     for n in 0..10 {
         tell(&cell, push(&format!("t{n}"), 7).to_string()).await;
     }
@@ -117,10 +128,12 @@ async fn a_digest_that_is_pushed_again_later_makes_no_second_job(version: NatsVe
     let mut node = cell.register("blue", json!({}), false).await;
     let spec = json!({"registry": "**", "repository": "**", "debounceSeconds": 0});
     apply(&cell, "apps", spec).await;
-    tell(&cell, push("1", 7).to_string()).await;
+    let name = tell_until_made(&cell, push("1", 7))
+        .await
+        .metadata
+        .name
+        .to_string();
     node.succeed().await;
-    settled(&cell).await;
-    let name = jobs(&cell).await[0].metadata.name.to_string();
     cell.event(Some(&name), JobEventKind::Completed).await;
     tell(&cell, push("1", 7).to_string()).await;
     settled(&cell).await;
@@ -142,6 +155,7 @@ async fn a_push_that_came_while_no_dispatcher_ran_makes_its_job_later(version: N
     let _node = cell.register("blue", json!({}), false).await;
     first.kill().await;
     tell(&cell, push("1", 7).to_string()).await;
+    assert!(jobs(&cell).await.is_empty());
     let second = cell.dispatcher("two").await;
     settled(&cell).await;
     assert_eq!(jobs(&cell).await.len(), 1);
@@ -190,7 +204,7 @@ async fn rules_count_from_the_moment_they_are_applied_until_they_are_deleted(ver
     let rule =
         json!({"registry": "**", "repository": "**", "job": {"name": "first-{{shortDigest}}"}});
     apply(&cell, "apps", rule).await;
-    tell(&cell, push("1", 1).to_string()).await;
+    tell_until_made(&cell, push("1", 1)).await;
     assert!(node.succeed().await.job.as_str().starts_with("first-"));
     let rule =
         json!({"registry": "**", "repository": "**", "job": {"name": "second-{{shortDigest}}"}});
