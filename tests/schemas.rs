@@ -294,9 +294,11 @@ fn every_channel_is_whole() {
         .keys()
         .cloned()
         .collect();
+    // A rule is no message: it lies in a bucket.
     let schemas: BTreeSet<String> = schema::all()
         .into_iter()
         .map(|(name, _)| name.to_owned())
+        .filter(|name| name != "push-rule")
         .collect();
     assert_eq!(
         carried, schemas,

@@ -170,6 +170,7 @@ mod tests {
         }
         manifests
             .done()
+            .map(|loaded| loaded.jobs)
             .map_err(|failure| failure.message.lines().map(str::to_owned).collect())
     }
 

@@ -128,6 +128,14 @@ fn requests(subjects: &Subjects) -> impl Iterator<Item = Channel> + use<> {
     ]
     .map(|(id, verb, schema, about)| Channel::new(id, Way::In, &subjects.job(verb), schema, about))
     .into_iter()
+    .chain([Channel::new(
+        "push",
+        Way::In,
+        &subjects.push(),
+        "push",
+        "A push of an image, from a webhook or straight from CI: what push rules are matched with. Kept in PREWARM_JOBS until \
+a dispatcher took it.",
+    )])
 }
 
 /// What anyone may read.

@@ -17,5 +17,6 @@ mod python;
 mod read;
 mod readme;
 mod roles;
+mod rules;
 mod submit;
 mod up;

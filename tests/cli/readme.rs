@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use clap::CommandFactory as _;
 use prewarm::cli::args::Cli;
 use prewarm::cli::settings::file;
-use prewarm::wire::manifest;
+use prewarm::wire::manifest::{self, rule};
 
 use crate::support::prewarm::prewarm;
 
@@ -28,11 +28,16 @@ fn its_manifests_are_accepted_and_fit_the_schema() {
         .into_iter()
         .filter(|block| block.contains("kind:"))
         .collect();
-    assert_eq!(manifests.len(), 2);
+    assert_eq!(manifests.len(), 3);
     let schema: serde_json::Value =
         serde_json::from_str(include_str!("../../schemas/job.json")).unwrap();
     let schema = jsonschema::draft202012::new(&schema).unwrap();
     for text in manifests {
+        if text.contains("kind: PushRule") {
+            let rule: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+            rule::read(&rule).unwrap_or_else(|rejection| panic!("{rejection}\n{text}"));
+            continue;
+        }
         manifest::parse(text.as_bytes()).unwrap_or_else(|rejection| panic!("{rejection}\n{text}"));
         if text.contains("prewarm.dev/v1") {
             let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();

@@ -29,6 +29,10 @@ pub(crate) struct Node {
 impl Cell {
     pub(crate) async fn start(version: NatsVersion) -> Self {
         let (nats, registry) = tokio::join!(NatsServer::start(version), Registry::start());
+        Self::start_with(nats, registry).await
+    }
+
+    pub(crate) async fn start_with(nats: NatsServer, registry: Registry) -> Self {
         let mut dispatcher = dispatcher(&nats);
         // Before, there is no stream that would keep what is published.
         dispatcher.logs("leading", LIMIT).await;

@@ -320,7 +320,9 @@ impl PushRule {
         let mut spec = Value::Object(self.template.spec.clone());
         fill_all(&mut spec, &fill);
         if spec.get("images").is_none() {
-            spec["images"] = json!([image.to_string()]);
+            // By its tag as well: a reference with both names nothing by tag, as with CRI.
+            let names = [Some(image.digest_name(digest)), image.tag_name()];
+            spec["images"] = names.into_iter().flatten().collect();
         }
         let document = json!({
             "apiVersion": API_VERSION,

@@ -1,6 +1,7 @@
 //! Pushing (OCI distribution specification 1.1, "Pushing manifests" and "Pushing blobs").
 
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use reqwest::{Client, StatusCode, header};
 
@@ -17,6 +18,8 @@ pub struct Pushed {
     pub digest: String,
     /// The digest of the config, the first one of an index.
     pub config: String,
+    /// When the last request was begun: the one that puts the manifest under its tag.
+    pub tagged_at: Instant,
 }
 
 /// A client for plain HTTP on this machine.
@@ -43,8 +46,10 @@ pub async fn push(address: &str, repository: &str, tag: &str, image: &Image) -> 
     for manifest in &image.manifests {
         push_manifest(&client, &base, &manifest.digest, manifest).await;
     }
+    let tagged_at = Instant::now();
     push_manifest(&client, &base, tag, &image.target).await;
     Pushed {
+        tagged_at,
         by_tag: format!("{address}/{repository}:{tag}"),
         by_digest: format!("{address}/{repository}@{}", image.digest()),
         digest: image.digest().to_owned(),

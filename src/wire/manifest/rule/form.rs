@@ -89,7 +89,8 @@ struct RuleJob {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(default)]
     labels: BTreeMap<String, String>,
-    /// Its specification, as in a `PrewarmJob`; `images` is the pushed image if absent.
+    /// Its specification, as in a `PrewarmJob`; `images`, if absent, is the pushed image by its digest and
+    /// by its tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     spec: Option<Map<String, Value>>,
 }

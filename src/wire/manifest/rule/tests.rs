@@ -75,8 +75,10 @@ fn the_job_is_of_the_image_by_digest_and_says_where_it_is_from() {
     let push = push("team/app", Some("1"));
     let manifest = rule.manifest(&push).unwrap();
     let job = read_job(&manifest).unwrap();
-    assert_eq!(job.spec.images.len(), 1);
-    assert_eq!(job.spec.images[0], push.image().unwrap());
+    let digest = Digest::of(b"x");
+    let images: Vec<String> = job.spec.images.iter().map(ToString::to_string).collect();
+    let name = "r.example.com:5000/team/app";
+    assert_eq!(images, [format!("{name}@{digest}"), format!("{name}:1")]);
     assert_eq!(job.labels[RULE_LABEL], "apps");
     assert_eq!(job.labels[SOURCE_LABEL], "harbor");
     assert_eq!(
