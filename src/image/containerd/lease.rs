@@ -1,9 +1,9 @@
 //! The lease that holds what a pull makes until the image has a name.
 //!
 //! containerd cannot prolong a lease. So a lease is made for longer than any attempt takes; what a
-//! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds
-//! ends the leases for the same target that no pull of this process holds, which are those of
-//! attempts that crashed. Should a second worker run beside this one, its pull of the same target
+//! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds,
+//! or finds the image there, ends the leases for the same target that no pull of this process holds,
+//! which are those of attempts that crashed, be it after the image had its names. Should a second worker run beside this one, its pull of the same target
 //! fails at its next step, since containerd refuses what comes under a lease that is gone, and finds
 //! the image there when it is tried again.
 
@@ -131,17 +131,8 @@ impl<'a> Lease<'a> {
     }
 
     async fn end_all(&self) -> Result<(), Status> {
-        let filters = vec![format!("labels.\"{TARGET}\"==\"{}\"", self.target)];
-        let request = self.client.request(ListRequest { filters });
-        let answer = Client::call(self.client.leases().list(request)).await?;
         delete(&self.client, &self.id, false).await?;
-        for lease in answer.leases {
-            if !lock(self.held).contains(&lease.id) {
-                // It may hold half a snapshot, so it goes with a collection.
-                delete(&self.client, &lease.id, true).await?;
-            }
-        }
-        Ok(())
+        end_crashed(&self.client, self.held, &self.target).await
     }
 
     /// Moves what the lease holds to one that ends soon.
@@ -167,6 +158,26 @@ impl<'a> Lease<'a> {
         }
         delete(&self.client, &self.id, false).await
     }
+}
+
+/// Ends the leases for a target that no pull of this process holds. The image is there, so that nothing
+/// they hold is needed any more.
+pub(super) async fn end_crashed(
+    client: &Client,
+    held: &HeldLeases,
+    target: &Digest,
+) -> Result<(), Status> {
+    let filters = vec![format!("labels.\"{TARGET}\"==\"{target}\"")];
+    let request = client.request(ListRequest { filters });
+    let answer = Client::call(client.leases().list(request)).await?;
+    for lease in answer.leases {
+        let is_held = lock(held).contains(&lease.id);
+        if !is_held {
+            // It may hold half a snapshot, so it goes with a collection.
+            delete(client, &lease.id, true).await?;
+        }
+    }
+    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
