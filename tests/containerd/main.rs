@@ -11,6 +11,7 @@
 mod support;
 
 mod faulty;
+mod full;
 mod hostile;
 mod interrupted;
 mod killed;

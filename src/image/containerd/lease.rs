@@ -8,6 +8,7 @@
 //! the image there when it is tried again.
 
 use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(super) struct Lease<'a> {
     snapshotter: String,
     /// Snapshots that are being unpacked.
     unpacking: Mutex<BTreeSet<String>>,
+    /// The directory of the scratch snapshot, if there is one.
+    scratch: Mutex<Option<PathBuf>>,
 }
 
 impl<'a> Lease<'a> {
@@ -83,12 +86,18 @@ impl<'a> Lease<'a> {
             target: target.clone(),
             snapshotter: snapshotter.to_owned(),
             unpacking: Mutex::default(),
+            scratch: Mutex::default(),
         })
     }
 
     /// Notes a snapshot that has to be removed unless it is [`committed`](Self::committed).
     pub(super) fn unpacking(&self, key: &str) {
         lock(&self.unpacking).insert(key.to_owned());
+    }
+
+    /// Notes a directory whose content goes with the lease.
+    pub(super) fn scratch(&self, dir: PathBuf) {
+        lock(&self.scratch).replace(dir);
     }
 
     /// Notes that there is no such snapshot any more.
@@ -114,6 +123,10 @@ impl<'a> Lease<'a> {
 
     /// Ends the lease. What goes wrong is only logged: the lease ends by itself in the end.
     pub(super) async fn end(self, ending: Ending) {
+        let scratch = lock(&self.scratch).take();
+        if let Some(dir) = scratch {
+            empty(dir).await;
+        }
         let keys = std::mem::take(&mut *lock(&self.unpacking));
         for key in keys {
             self.remove(&key).await;
@@ -182,6 +195,20 @@ pub(super) async fn end_crashed(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is in a directory. containerd would do it as well, but not while the disk is full: its
+/// records need space to be changed, and what it failed to remove it tries again much later.
+async fn empty(dir: PathBuf) {
+    let emptying = tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(dir)? {
+            std::fs::remove_dir_all(entry?.path())?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    if let Ok(Err(error)) = emptying.await {
+        tracing::warn!(%error, "half-unpacked layers are left to garbage collection");
+    }
 }
 
 fn new_id() -> String {

@@ -59,6 +59,7 @@ impl Scratch {
         let probed = dir.clone();
         let possible = blocking(move || Ok(is_empty(&probed) && untar::is_possible(&probed)));
         if possible.await? {
+            lease.scratch(dir.clone());
             return Ok(Some(Self { dir }));
         }
         lease.remove(&key).await;
