@@ -247,6 +247,8 @@ mod tests {
             "secrets-dir",
             "capacity",
             "bandwidth-limit",
+            "memory-limit",
+            "sync-filesystem",
             "min-free-disk",
             "metrics-listen",
             "log-format",

@@ -4,7 +4,7 @@ use support::containerd::ContainerdVersion;
 use support::images::{Layer, Recipe, generated};
 use support::registry::{Registry, Request};
 
-use super::node::{Node, on_all, pull, request};
+use super::node::{Node, pull, request};
 use super::support;
 
 fn blob_requests(requests: &[Request]) -> Vec<&str> {

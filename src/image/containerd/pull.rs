@@ -235,6 +235,9 @@ impl Pull<'_> {
             Some(scratch) => self.stream(&fetcher, scratch, started).await?,
             None => self.fetch_and_unpack(&fetcher, started).await?,
         };
+        if shared.sync_filesystem && request.unpack {
+            disk::sync(shared).await?;
+        }
         self.name().await?;
         let Traffic {
             registry,
