@@ -15,6 +15,7 @@ mod full;
 mod hostile;
 mod interrupted;
 mod killed;
+mod memory;
 mod nasty;
 mod node;
 mod refused;
