@@ -7,6 +7,7 @@ pub mod describe;
 pub mod events;
 pub mod exit;
 pub mod get;
+pub mod heap;
 pub mod journal;
 pub mod output;
 pub mod request;
@@ -46,7 +47,13 @@ use settings::{Check, Sources};
 /// The program: does what the command line says and returns what to tell the shell.
 #[must_use]
 pub fn main() -> ExitCode {
-    match parse().and_then(|(invocation, command)| perform(&invocation, command)) {
+    let done = parse().and_then(|(invocation, command)| {
+        if matches!(command, Command::Worker(_) | Command::Up(_)) {
+            heap::return_large();
+        }
+        perform(&invocation, command)
+    });
+    match done {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             let text = failure.to_string();
@@ -262,6 +269,8 @@ mod tests {
             "secrets-dir",
             "capacity",
             "bandwidth-limit",
+            "memory-limit",
+            "sync-filesystem",
             "min-free-disk",
             "metrics-listen",
             "log-format",

@@ -253,7 +253,8 @@ impl Node {
                     registry: registry(self.registries.clone()),
                     limits: PullLimits {
                         bandwidth: self.node.bandwidth_limit,
-                        ..PullLimits::default()
+                        memory: self.node.memory_limit,
+                        sync_filesystem: self.node.sync_filesystem,
                     },
                 };
                 Runtime::Containerd(Containerd::connect(config).map_err(WorkerError::Runtime)?)

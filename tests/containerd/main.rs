@@ -11,8 +11,11 @@
 mod support;
 
 mod faulty;
+mod full;
 mod hostile;
 mod interrupted;
+mod killed;
+mod memory;
 mod nasty;
 mod node;
 mod refused;

@@ -166,13 +166,17 @@ impl Node {
 }
 
 pub fn settings(daemon: &support::containerd::Containerd) -> ContainerdConfig {
+    settings_at(daemon.socket(), daemon.certs_dir())
+}
+
+pub fn settings_at(socket: PathBuf, certs_dir: PathBuf) -> ContainerdConfig {
     ContainerdConfig {
-        address: daemon.socket(),
+        address: socket,
         namespace: NAMESPACE.to_owned(),
         snapshotter: "overlayfs".to_owned(),
         min_free_disk: DiskReserve::Percent(0),
         registry: Registry::new(RegistryConfig {
-            hosts_dirs: vec![daemon.certs_dir()],
+            hosts_dirs: vec![certs_dir],
             docker_config: None,
             secrets_dir: None::<PathBuf>,
         }),

@@ -5,7 +5,10 @@ use prewarm::domain::progress::{PullPhase, PullProgress};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::node::{Node, on_all, request};
+use prewarm::domain::failure::FailureKind;
+use prewarm::image::containerd::Containerd;
+
+use super::node::{Node, on_all, pull, request, settings};
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::{Compression, Format, Image, Recipe, busybox, generated};
@@ -265,10 +268,9 @@ async fn a_pin_and_labels_are_seen_by_cri_and_a_later_pull_adds_them() {
     );
 }
 
-#[tokio::test]
-async fn an_artifact_is_stored_without_unpacking() {
+async fn artifact_is_stored(version: ContainerdVersion) {
     let registry = Registry::start().await;
-    let node = Node::start(ContainerdVersion::V2_1).await;
+    let node = Node::start(version).await;
     node.daemon.allow_registry(&registry.addr());
     let artifact = Image::artifact("application/vnd.example.model", "text/plain", b"weights");
     let pushed = registry.push("model", "1", &artifact).await;
@@ -277,7 +279,43 @@ async fn an_artifact_is_stored_without_unpacking() {
     let report = node.pull(&content_only).await.unwrap();
     assert_eq!(report.bytes_registry, artifact.size() as u64);
     assert!(node.pull(&content_only).await.unwrap().already_present);
-    assert_eq!(node.content().await.len(), 3);
+    let whole = [&artifact.target].into_iter().chain(&artifact.blobs);
+    let mut digests: Vec<_> = whole.map(|blob| blob.digest.clone()).collect();
+    digests.sort();
+    node.collect().await;
+    let kept: Vec<_> = node.content().await.into_keys().collect();
+    assert_eq!(kept, digests, "what the names keep on {version:?}");
+    for name in [&pushed.by_tag, &pushed.by_digest] {
+        let record = node.image(name).await.expect(name);
+        assert_eq!(record.target.unwrap().digest, pushed.digest);
+    }
+    assert_eq!(node.is_clean().await, Ok(()));
+    let failure = node.pull(&request(&pushed.by_tag)).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::InvalidReference);
+    assert!(failure.message.contains("unpack: false"), "{failure}");
+}
+
+#[tokio::test]
+async fn an_artifact_is_stored_without_unpacking() {
+    on_all(artifact_is_stored).await;
+}
+
+#[tokio::test]
+async fn a_synced_pull_leaves_what_any_other_leaves_for_each_snapshotter() {
+    let registry = Registry::start().await;
+    let node = Node::start(ContainerdVersion::V2_1).await;
+    node.daemon.allow_registry(&registry.addr());
+    let pushed = registry.push("busybox", "1", &real_busybox().build()).await;
+    for snapshotter in ["overlayfs", "native"] {
+        let mut settings = settings(&node.daemon);
+        snapshotter.clone_into(&mut settings.snapshotter);
+        settings.limits.sync_filesystem = true;
+        let runtime = Containerd::connect(settings).unwrap();
+        let report = pull(&runtime, &request(&pushed.by_tag)).await.unwrap();
+        assert!(!report.already_present, "{snapshotter}");
+    }
+    let printed = run_container(&node.daemon, &pushed.by_tag, &["/bin/echo", "x"]).await;
+    assert_eq!(printed, "x\n");
 }
 
 #[tokio::test]

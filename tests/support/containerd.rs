@@ -110,7 +110,28 @@ impl Containerd {
             rustix::process::geteuid().is_root(),
             "containerd needs root: run these tests as root"
         );
+        Self::start_in(parts::temp_dir(), version, tuning).await
+    }
+
+    /// Starts one whose `root` is a file system of its own, of so many MiB.
+    #[allow(dead_code, reason = "only the tests of pulls fill disks")]
+    pub async fn start_on_small_disk(version: ContainerdVersion, mebibytes: u32) -> Self {
         let dir = parts::temp_dir();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).expect("a folder for the disk");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m,mode=0711")])
+            .arg("small-disk")
+            .arg(&root)
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "cannot mount a tmpfs: this needs root"
+        );
+        Self::start_in(dir, version, Tuning::None).await
+    }
+
+    async fn start_in(dir: TempDir, version: ContainerdVersion, tuning: Tuning) -> Self {
         std::fs::create_dir(dir.path().join("certs.d")).expect("a folder for hosts.toml files");
         let config = config(version, dir.path(), tuning);
         std::fs::write(dir.path().join("config.toml"), config).expect("containerd's configuration");

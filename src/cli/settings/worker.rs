@@ -7,7 +7,10 @@ use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::selector::{check_label_key, check_label_value};
-use crate::image::size::{Bandwidth, DiskReserve};
+use crate::image::size::{Bandwidth, ByteSize, DiskReserve};
+
+/// Least memory for pulls: a large layer's threads, and one part of it on its way.
+const MIN_MEMORY_LIMIT: ByteSize = ByteSize(32 << 20);
 
 /// The node and its runtime.
 #[derive(clap::Args, Clone, Default)]
@@ -30,6 +33,22 @@ pub struct WorkerArgs {
     /// Bytes a second all pulls of the node may take together [default: no limit]
     #[arg(long, env = "PREWARM_BANDWIDTH_LIMIT", value_name = "BYTES")]
     pub bandwidth_limit: Option<String>,
+    /// Memory that all pulls of the node may use for bytes on their way
+    #[arg(
+        long,
+        env = "PREWARM_MEMORY_LIMIT",
+        value_name = "BYTES",
+        default_value = "256MiB"
+    )]
+    pub memory_limit: String,
+    /// Write everything to the disk before an image gets its name
+    #[arg(
+        long,
+        env = "PREWARM_SYNC_FILESYSTEM",
+        value_name = "BOOL",
+        default_value = "false"
+    )]
+    pub sync_filesystem: String,
     /// How much of the disk of images stays free: a percentage, or bytes
     #[arg(
         long,
@@ -113,6 +132,10 @@ pub struct NodeSettings {
     pub min_free_disk: DiskReserve,
     /// Bytes in a second that all pulls together may take.
     pub bandwidth_limit: Option<Bandwidth>,
+    /// Memory for bytes on their way, of all pulls together.
+    pub memory_limit: ByteSize,
+    /// Whether everything is on the disk before an image is named.
+    pub sync_filesystem: bool,
     /// Where images go.
     pub runtime: RuntimeChoice,
 }
@@ -131,6 +154,8 @@ impl WorkerArgs {
             None => Some(None),
             given => check.parsed("bandwidth-limit", given).map(Some),
         };
+        let memory_limit = self.memory_limit(check);
+        let sync_filesystem = check.parsed("sync-filesystem", Some(&self.sync_filesystem));
         let min_free_disk = check.parsed("min-free-disk", Some(&self.min_free_disk));
         let runtime = match self.runtime.trim() {
             "containerd" => self.containerd.check(check).map(RuntimeChoice::Containerd),
@@ -149,8 +174,22 @@ impl WorkerArgs {
             capacity: capacity?,
             min_free_disk: min_free_disk?,
             bandwidth_limit: bandwidth_limit?,
+            memory_limit: memory_limit?,
+            sync_filesystem: sync_filesystem?,
             runtime: runtime?,
         })
+    }
+
+    fn memory_limit(&self, check: &mut Check<'_>) -> Option<ByteSize> {
+        let limit = check.parsed("memory-limit", Some(&self.memory_limit))?;
+        if limit >= MIN_MEMORY_LIMIT {
+            return Some(limit);
+        }
+        check.problem(
+            "memory-limit",
+            format!("{limit} is too little for one layer; give {MIN_MEMORY_LIMIT} or more"),
+        );
+        None
     }
 
     /// A host name may have upper-case letters (RFC 1123, section 2.1); kubelet lowers them, too.
@@ -242,6 +281,8 @@ mod tests {
     fn args() -> WorkerArgs {
         WorkerArgs {
             capacity: "3".to_owned(),
+            memory_limit: "256MiB".to_owned(),
+            sync_filesystem: "false".to_owned(),
             min_free_disk: "10%".to_owned(),
             runtime: "containerd".to_owned(),
             containerd: ContainerdArgs {
@@ -309,6 +350,8 @@ mod tests {
         args.capacity = "65".to_owned();
         args.min_free_disk = "lots".to_owned();
         args.bandwidth_limit = Some("fast".to_owned());
+        args.memory_limit = "1MiB".to_owned();
+        args.sync_filesystem = "perhaps".to_owned();
         args.containerd.containerd_address = "containerd.sock".to_owned();
         args.containerd.snapshotter = "over lay".to_owned();
         let problems = checked(&args, "a").unwrap_err();
@@ -316,6 +359,8 @@ mod tests {
             "--node: \"node one\" is not a DNS-1123 subdomain",
             "--capacity: \"65\"",
             "--bandwidth-limit: ",
+            "--memory-limit: 1.0 MiB is too little",
+            "--sync-filesystem: ",
             "--min-free-disk: ",
             "--containerd-address: ",
             "--snapshotter: ",

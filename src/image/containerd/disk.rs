@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Shared;
+use super::native::blocking;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::image::registry::manifest::Descriptor;
 use crate::image::size::ByteSize;
@@ -82,6 +83,25 @@ pub(super) async fn check(
         }
     }
     Ok(())
+}
+
+/// Writes everything on the snapshots' file system to the disk. What is in the content store containerd
+/// has written there already.
+///
+/// # Errors
+/// The file system is not to be seen from here, or refused.
+pub(super) async fn sync(shared: &Shared) -> Result<(), Failure> {
+    let name = &shared.snapshotter;
+    let root = shared.client.snapshotter(name).await?.root;
+    let Some(root) = root.filter(|root| root.is_dir()) else {
+        return Err(Failure::new(
+            FailureKind::RuntimeUnavailable,
+            format!(
+                "the directory of snapshotter {name:?} is not visible here, so its file system cannot be synced; mount it at the same path, or leave out sync-filesystem"
+            ),
+        ));
+    };
+    blocking(move || Ok(rustix::fs::syncfs(std::fs::File::open(root)?)?)).await
 }
 
 fn unpacked_bytes(layer: &Descriptor) -> u64 {

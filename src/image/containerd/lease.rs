@@ -1,13 +1,14 @@
 //! The lease that holds what a pull makes until the image has a name.
 //!
 //! containerd cannot prolong a lease. So a lease is made for longer than any attempt takes; what a
-//! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds
-//! ends the leases for the same target that no pull of this process holds, which are those of
-//! attempts that crashed. Should a second worker run beside this one, its pull of the same target
+//! failed attempt leaves for the next one is moved to a lease that ends soon; and a pull that succeeds,
+//! or finds the image there, ends the leases for the same target that no pull of this process holds,
+//! which are those of attempts that crashed, be it after the image had its names. Should a second worker run beside this one, its pull of the same target
 //! fails at its next step, since containerd refuses what comes under a lease that is gone, and finds
 //! the image there when it is tried again.
 
 use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(super) struct Lease<'a> {
     snapshotter: String,
     /// Snapshots that are being unpacked.
     unpacking: Mutex<BTreeSet<String>>,
+    /// The directory of the scratch snapshot, if there is one.
+    scratch: Mutex<Option<PathBuf>>,
 }
 
 impl<'a> Lease<'a> {
@@ -83,12 +86,18 @@ impl<'a> Lease<'a> {
             target: target.clone(),
             snapshotter: snapshotter.to_owned(),
             unpacking: Mutex::default(),
+            scratch: Mutex::default(),
         })
     }
 
     /// Notes a snapshot that has to be removed unless it is [`committed`](Self::committed).
     pub(super) fn unpacking(&self, key: &str) {
         lock(&self.unpacking).insert(key.to_owned());
+    }
+
+    /// Notes a directory whose content goes with the lease.
+    pub(super) fn scratch(&self, dir: PathBuf) {
+        lock(&self.scratch).replace(dir);
     }
 
     /// Notes that there is no such snapshot any more.
@@ -114,6 +123,10 @@ impl<'a> Lease<'a> {
 
     /// Ends the lease. What goes wrong is only logged: the lease ends by itself in the end.
     pub(super) async fn end(self, ending: Ending) {
+        let scratch = lock(&self.scratch).take();
+        if let Some(dir) = scratch {
+            empty(dir).await;
+        }
         let keys = std::mem::take(&mut *lock(&self.unpacking));
         for key in keys {
             self.remove(&key).await;
@@ -131,17 +144,8 @@ impl<'a> Lease<'a> {
     }
 
     async fn end_all(&self) -> Result<(), Status> {
-        let filters = vec![format!("labels.\"{TARGET}\"==\"{}\"", self.target)];
-        let request = self.client.request(ListRequest { filters });
-        let answer = Client::call(self.client.leases().list(request)).await?;
         delete(&self.client, &self.id, false).await?;
-        for lease in answer.leases {
-            if !lock(self.held).contains(&lease.id) {
-                // It may hold half a snapshot, so it goes with a collection.
-                delete(&self.client, &lease.id, true).await?;
-            }
-        }
-        Ok(())
+        end_crashed(&self.client, self.held, &self.target).await
     }
 
     /// Moves what the lease holds to one that ends soon.
@@ -169,8 +173,42 @@ impl<'a> Lease<'a> {
     }
 }
 
+/// Ends the leases for a target that no pull of this process holds. The image is there, so that nothing
+/// they hold is needed any more.
+pub(super) async fn end_crashed(
+    client: &Client,
+    held: &HeldLeases,
+    target: &Digest,
+) -> Result<(), Status> {
+    let filters = vec![format!("labels.\"{TARGET}\"==\"{target}\"")];
+    let request = client.request(ListRequest { filters });
+    let answer = Client::call(client.leases().list(request)).await?;
+    for lease in answer.leases {
+        let is_held = lock(held).contains(&lease.id);
+        if !is_held {
+            // It may hold half a snapshot, so it goes with a collection.
+            delete(client, &lease.id, true).await?;
+        }
+    }
+    Ok(())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes what is in a directory. containerd would do it as well, but not while the disk is full: its
+/// records need space to be changed, and what it failed to remove it tries again much later.
+async fn empty(dir: PathBuf) {
+    let emptying = tokio::task::spawn_blocking(move || {
+        for entry in std::fs::read_dir(dir)? {
+            std::fs::remove_dir_all(entry?.path())?;
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    if let Ok(Err(error)) = emptying.await {
+        tracing::warn!(%error, "half-unpacked layers are left to garbage collection");
+    }
 }
 
 fn new_id() -> String {

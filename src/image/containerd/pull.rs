@@ -14,7 +14,7 @@ use super::meter::Meter;
 use super::native::{Native, Scratch};
 use super::plan::{self, Image, Page};
 use super::presence::{self, MAX_CONFIG_BYTES, Present};
-use super::{Containerd, Shared, cri, disk, names, unpack};
+use super::{Containerd, Shared, cri, disk, lease, names, unpack};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::domain::job::ImagePullPolicy;
@@ -85,6 +85,10 @@ pub(super) async fn run(
     let plan = match stop.or(make_plan(shared, &request, started)).await.0? {
         Planned::Pull(plan) => *plan,
         Planned::Present(present) => {
+            let crashed = lease::end_crashed(&shared.client, &shared.leases, &present.digest);
+            if let Err(status) = crashed.await {
+                tracing::debug!(%status, "leases of crashed pulls were not ended; they end by themselves");
+            }
             return Ok(PullReport {
                 digest: present.digest,
                 already_present: true,
@@ -231,6 +235,9 @@ impl Pull<'_> {
             Some(scratch) => self.stream(&fetcher, scratch, started).await?,
             None => self.fetch_and_unpack(&fetcher, started).await?,
         };
+        if shared.sync_filesystem && request.unpack {
+            disk::sync(shared).await?;
+        }
         self.name().await?;
         let Traffic {
             registry,

@@ -17,8 +17,8 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-pub(super) use self::scratch::Scratch;
-use self::scratch::{Layers, blocking};
+use self::scratch::Layers;
+pub(super) use self::scratch::{Scratch, blocking};
 pub(super) use self::tap::Tap;
 use self::tap::Unpacked;
 use super::Shared;
@@ -93,9 +93,6 @@ impl Native<'_> {
             Ok(())
         };
         futures::future::try_join(bring, commit).await?;
-        if self.shared.sync_filesystem {
-            self.scratch.sync().await?;
-        }
         keep(self.shared, &self.lease.client, self.manifest, &chain).await
     }
 

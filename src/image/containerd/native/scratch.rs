@@ -59,6 +59,7 @@ impl Scratch {
         let probed = dir.clone();
         let possible = blocking(move || Ok(is_empty(&probed) && untar::is_possible(&probed)));
         if possible.await? {
+            lease.scratch(dir.clone());
             return Ok(Some(Self { dir }));
         }
         lease.remove(&key).await;
@@ -79,12 +80,6 @@ impl Scratch {
             Ok(dir)
         })
         .await
-    }
-
-    /// Writes everything on the snapshots' file system to the disk.
-    pub(super) async fn sync(&self) -> Result<(), Failure> {
-        let dir = self.dir.clone();
-        blocking(move || Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?)).await
     }
 }
 
@@ -121,7 +116,7 @@ fn is_empty(dir: &Path) -> bool {
 }
 
 /// Does something with files where it may take its time.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::image::containerd) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -1,0 +1,154 @@
+//! A process that pulls is killed (SIGKILL) again and again, at points that a seed chooses: the next pull goes on from
+//! what is there, and nothing is left over.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use containerd_client::services::v1::snapshots::Kind;
+
+use super::node::{COLLECTION_LIMIT, Node, request, settings_at};
+use super::support;
+use support::containerd::ContainerdVersion;
+use support::images::generated;
+use support::registry::Registry;
+use support::wait::eventually;
+
+/// Names the folder of a containerd and the image for the process that is killed.
+const SOCKET: &str = "PREWARM_TEST_KILLED_SOCKET";
+const CERTS: &str = "PREWARM_TEST_KILLED_CERTS";
+const IMAGE: &str = "PREWARM_TEST_KILLED_IMAGE";
+
+/// Pulls that are killed on one generation of containerd: 102 in all.
+const KILLS: u64 = 34;
+/// Most kills of one image's pulls before one is let through.
+const KILLS_OF_IMAGE: u64 = 4;
+/// Most processes that are started for it.
+const MAX_ROUNDS: u64 = 150;
+
+/// Not a test of its own: what [`start`] runs in another process.
+#[tokio::test]
+async fn the_process_that_is_killed() {
+    let (Ok(socket), Ok(certs), Ok(image)) = (
+        std::env::var(SOCKET),
+        std::env::var(CERTS),
+        std::env::var(IMAGE),
+    ) else {
+        return;
+    };
+    let settings = settings_at(socket.into(), certs.into());
+    let runtime = prewarm::image::containerd::Containerd::connect(settings).unwrap();
+    super::node::pull(&runtime, &request(&image)).await.unwrap();
+}
+
+/// Pulls in a process of its own.
+fn start(node: &Node, image: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "killed::the_process_that_is_killed"])
+        .env(SOCKET, node.daemon.socket())
+        .env(CERTS, node.daemon.certs_dir())
+        .env(IMAGE, image)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// SplitMix64: a number below `below` for every seed.
+fn chosen(seed: u64, below: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) % below.max(1)
+}
+
+/// Directories of snapshots on the disk, whatever containerd's records say.
+fn snapshot_dirs(root: &Path) -> usize {
+    let dir = root.join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    std::fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+fn ingest_dirs(root: &Path) -> usize {
+    let dir = root.join("io.containerd.content.v1.content/ingest");
+    std::fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+async fn kill_and_go_on(version: ContainerdVersion) {
+    let registry = Registry::start().await;
+    let node = Node::start(version).await;
+    node.daemon.allow_registry(&registry.addr());
+    // How long a pull takes here and now, the start of its process included.
+    let first = registry
+        .push("first", "1", &generated(1000, 3, 1_500_000).build())
+        .await;
+    let started = Instant::now();
+    assert!(start(&node, &first.by_tag).wait().unwrap().success());
+    let span = u64::try_from(started.elapsed().as_micros()).unwrap();
+
+    let (mut killed, mut resumed, mut rounds) = (0, 0, 0);
+    for number in 0.. {
+        let image = generated(number, 3, 1_500_000).build();
+        let pushed = registry.push("app", &number.to_string(), &image).await;
+        // Until a pull comes to its end by itself: then there is nothing left of it to be killed.
+        for _ in 0..KILLS_OF_IMAGE {
+            assert!(rounds < MAX_ROUNDS, "only {killed} of {rounds} were killed");
+            let mut process = start(&node, &pushed.by_tag);
+            // The point is one in time, because bytes are only a part of what a pull does.
+            let after = chosen(rounds, span);
+            rounds += 1;
+            tokio::time::sleep(Duration::from_micros(after)).await;
+            let ended = process.try_wait().unwrap();
+            process.kill().unwrap();
+            process.wait().unwrap();
+            if ended.is_some() {
+                break;
+            }
+            killed += 1;
+        }
+        let report = node.pull(&request(&pushed.by_tag)).await;
+        let report = report.unwrap_or_else(|failure| panic!("image {number}: {failure}"));
+        assert!(
+            report.already_present
+                || report.bytes_registry + report.bytes_present == image.size() as u64,
+            "image {number}: {report:?}"
+        );
+        resumed += u64::from(!report.already_present && report.bytes_present > 0);
+        let again = node.pull(&request(&pushed.by_tag)).await.unwrap();
+        assert!(again.already_present, "image {number}");
+        if killed >= KILLS {
+            break;
+        }
+    }
+    println!("{version:?}: killed {killed} times, resumed {resumed} times");
+    assert!(resumed > 0, "no pull went on from what was there");
+    eventually("all traces to go", COLLECTION_LIMIT, async || {
+        node.collect().await;
+        node.is_clean().await?;
+        let on_disk = (
+            snapshot_dirs(&node.daemon.root()),
+            ingest_dirs(&node.daemon.root()),
+        );
+        let expected = (node.snapshots(Kind::Committed).await.len(), 0);
+        if on_disk == expected {
+            Ok(())
+        } else {
+            Err(format!("{on_disk:?} on the disk, not {expected:?}"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pull_killed_at_any_point_is_taken_up_by_the_next_on_containerd_1_6() {
+    kill_and_go_on(ContainerdVersion::V1_6).await;
+}
+
+#[tokio::test]
+async fn a_pull_killed_at_any_point_is_taken_up_by_the_next_on_containerd_1_7() {
+    kill_and_go_on(ContainerdVersion::V1_7).await;
+}
+
+#[tokio::test]
+async fn a_pull_killed_at_any_point_is_taken_up_by_the_next_on_containerd_2_1() {
+    kill_and_go_on(ContainerdVersion::V2_1).await;
+}
