@@ -13,6 +13,7 @@ mod support;
 mod faulty;
 mod hostile;
 mod interrupted;
+mod limited;
 mod matrix;
 mod nasty;
 mod node;
