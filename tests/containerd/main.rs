@@ -16,6 +16,8 @@ mod hostile;
 mod interrupted;
 mod killed;
 mod memory;
+mod limited;
+mod matrix;
 mod nasty;
 mod node;
 mod refused;

@@ -324,3 +324,69 @@ async fn a_store_that_refuses_is_not_asked_with_the_registrys_credentials() {
     assert!(!failure.message.contains("TopSecret"), "{failure}");
     assert_eq!((registry.asked().len(), store.asked().len()), (1, 1));
 }
+
+#[tokio::test]
+async fn a_host_that_asks_to_wait_is_asked_by_one_pull_for_all() {
+    let limited = Server::start(|_| reply(429, &[("retry-after", "30")], "")).await;
+    let client = bare_registry();
+    let image = limited.image();
+    let first = client.repository(&image, &[]).await.unwrap();
+    assert_eq!(
+        first.resolve(&image).await.unwrap_err().kind,
+        FailureKind::RateLimited
+    );
+    let digest = Digest::of(BLOB);
+    let others = (0..20).map(|_| async {
+        let repository = client.repository(&image, &[]).await.unwrap();
+        let resolve = repository.resolve(&image).await.unwrap_err();
+        let part = Part::from(0);
+        let blob = repository.blob(&digest, 10, part, 0).await.err().unwrap();
+        [resolve, blob]
+    });
+    for failure in futures::future::join_all(others).await.concat() {
+        assert_eq!(failure.kind, FailureKind::RateLimited, "{failure}");
+        let wait = failure.retry_after.unwrap();
+        assert!(
+            wait > std::time::Duration::from_secs(20),
+            "{wait:?} is not what was asked for"
+        );
+        assert!(failure.message.contains("not asked"), "{failure}");
+    }
+    assert_eq!(limited.asked().len(), 1, "each found out for itself");
+}
+
+#[tokio::test]
+async fn a_mirror_that_asks_to_wait_is_passed_over_and_the_registry_is_asked() {
+    let registry = Server::start(|_| manifest()).await;
+    let mirror = Server::start(|_| reply(429, &[("retry-after", "30")], "")).await;
+    let root = tempfile::tempdir().unwrap();
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        registry.addr, mirror.addr
+    );
+    let client = with_hosts(root.path(), &registry, &hosts);
+    let image = registry.image();
+    for _ in 0..5 {
+        let repository = client.repository(&image, &[]).await.unwrap();
+        repository.resolve(&image).await.unwrap();
+    }
+    assert_eq!(mirror.asked().len(), 1);
+    assert_eq!(registry.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn a_store_that_asks_to_wait_does_not_close_the_registry() {
+    let store = Server::start(|_| reply(429, &[("retry-after", "30")], "")).await;
+    let location = format!("http://{}/signed", store.addr);
+    let registry = Server::start(move |asked| match asked.target.contains("/blobs/") {
+        true => reply(307, &[("location", &location)], ""),
+        false => manifest(),
+    })
+    .await;
+    let image = registry.image();
+    let repository = bare_registry().repository(&image, &[]).await.unwrap();
+    let part = Part::from(0);
+    let failure = repository.blob(&Digest::of(BLOB), 10, part, 0).await;
+    assert_eq!(failure.err().unwrap().kind, FailureKind::RateLimited);
+    repository.resolve(&image).await.unwrap();
+}

@@ -1,6 +1,7 @@
 //! One endpoint of a repository: requests with the proof it wants, over the transport it speaks.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -59,7 +60,7 @@ impl Endpoint {
     }
 
     /// Sends a request with the proof the endpoint wants. Statuses other than a refusal of the proof
-    /// are the caller's.
+    /// are the caller's. While the host asks for no requests, none is sent, whichever pull it is for.
     pub(super) async fn request(
         &self,
         method: Method,
@@ -69,6 +70,10 @@ impl Endpoint {
         let what = self.what(&method, path);
         // Ends because every refusal of a fresh proof uses up one of the credentials.
         loop {
+            let holds = &self.shared.holds;
+            if let Some(failure) = holds.refuse(&self.host.authority, &what, Instant::now()) {
+                return Err(failure);
+            }
             let proof = self.authorizer.proof().await?;
             let mut headers = headers.clone();
             headers.extend(self.host.headers.clone());
@@ -77,6 +82,11 @@ impl Endpoint {
             }
             let (response, asked) = self.send(&method, path, headers, &what).await?;
             let status = response.status();
+            // What the store asks for that the registry redirected to does not hold for the registry.
+            if response.url().origin() == asked.origin() {
+                let wait = failure::retry_after(response.headers());
+                holds.note(&self.host.authority, status, wait, Instant::now());
+            }
             let wants_proof = status == StatusCode::UNAUTHORIZED
                 || (status == StatusCode::FORBIDDEN && proof.header.is_some());
             // A 401 of the store that the registry redirected to is not the registry's.

@@ -12,6 +12,7 @@ mod credentials;
 mod endpoint;
 mod failure;
 mod helper;
+mod holds;
 pub mod hosts;
 mod hosts_file;
 mod http;
@@ -29,6 +30,7 @@ use std::sync::{Arc, Mutex};
 
 use self::auth::AuthCache;
 pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
+use self::holds::Holds;
 use self::transport::Transports;
 use crate::domain::failure::Failure;
 use crate::domain::image::ImageRef;
@@ -58,6 +60,8 @@ struct Shared {
     cache: Arc<AuthCache>,
     /// Endpoints that turned out not to speak TLS.
     plain: Mutex<HashSet<String>>,
+    /// Hosts that want no requests now.
+    holds: Holds,
 }
 
 impl fmt::Debug for Registry {
@@ -75,6 +79,7 @@ impl Registry {
             transports: Transports::new(),
             cache: Arc::default(),
             plain: Mutex::default(),
+            holds: Holds::default(),
         }))
     }
 
