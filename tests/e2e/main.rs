@@ -11,4 +11,5 @@ mod support;
 mod cell;
 mod crashes;
 mod failures;
+mod sandbox;
 mod warm;
