@@ -127,6 +127,10 @@ pub(crate) fn dispatcher(nats: &NatsServer) -> Role {
 }
 
 pub(crate) fn worker(nats: &NatsServer, name: &str, containerd: &Containerd) -> Role {
+    worker_call(nats, name, containerd).spawn(&format!("the worker of {name}"))
+}
+
+pub(crate) fn worker_call(nats: &NatsServer, name: &str, containerd: &Containerd) -> Prewarm {
     prewarm(["worker", "--metrics-listen", "off", "--min-free-disk", "0"])
         .env("PREWARM_NATS_URL", nats.url())
         .env("PREWARM_LOG", "info,prewarm=debug")
@@ -134,5 +138,4 @@ pub(crate) fn worker(nats: &NatsServer, name: &str, containerd: &Containerd) -> 
         .env("PREWARM_LABELS", "pool=test")
         .env("PREWARM_CONTAINERD_ADDRESS", containerd.socket())
         .env("PREWARM_REGISTRY_CONFIG_DIR", containerd.certs_dir())
-        .spawn(&format!("the worker of {name}"))
 }

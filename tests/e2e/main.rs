@@ -12,4 +12,5 @@ mod cell;
 mod crashes;
 mod failures;
 mod pushed;
+mod sandbox;
 mod warm;
