@@ -66,7 +66,7 @@ pub async fn delete(bus: &Bus, name: &str) -> Result<(), Failure> {
 /// `prewarm rules`.
 ///
 /// # Errors
-/// As [`delete`] and [`test`].
+/// As [`delete`] and [`test()`].
 pub async fn run(bus: Option<&Bus>, args: &RulesArgs) -> Result<(), Failure> {
     match (&args.command, bus) {
         (RulesCommand::Test(args), bus) => test(bus, args).await,
