@@ -46,7 +46,8 @@ async fn main() {
         "sources: {{distribution: {{secret-env: HOOK_SECRET, registries: ['{address}']}}}}"
     );
     std::fs::write(&sources, text).unwrap();
-    let text = "apiVersion: prewarm.dev/v1\nkind: PushRule\nmetadata: {name: all}\nspec: {registry: '**', repository: '**'}\n";
+    let text = "apiVersion: prewarm.dev/v1\nkind: PushRule\nmetadata: {name: all}\nspec:\n  registry: '**'\n  repository: '**'\n  \
+        job: {spec: {images: ['{{registry}}/{{repository}}@{{digest}}']}}\n";
     std::fs::write(&rule, text).unwrap();
     let role = |args: &[&str]| {
         prewarm(args)

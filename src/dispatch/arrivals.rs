@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::Message;
 use async_nats::jetstream::consumer::AckPolicy;
-use async_nats::jetstream::consumer::pull::Config as PullConfig;
+use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -75,7 +75,20 @@ pub(super) async fn listen(
     Ok(sources)
 }
 
-async fn requests(bus: &Bus) -> Result<async_nats::jetstream::consumer::pull::Stream, String> {
+async fn requests(bus: &Bus) -> Result<Messages, String> {
+    let config = PullConfig {
+        durable_name: Some(REQUESTS_CONSUMER.to_owned()),
+        description: Some("prewarm: what users ask".to_owned()),
+        filter_subjects: JobVerb::ALL.map(|verb| bus.subjects.job(verb)).to_vec(),
+        ack_wait: REQUEST_ACK_WAIT,
+        max_ack_pending: MAX_REQUESTS_IN_HAND,
+        ..PullConfig::default()
+    };
+    take_from_jobs(bus, config).await
+}
+
+/// The messages of `PREWARM_JOBS` by a consumer; each is delivered until it is acknowledged.
+pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Messages, String> {
     let stream = bus.subjects.jobs_stream();
     let failed = |error: &dyn std::fmt::Display| format!("cannot consume {stream}: {error}");
     let handle = bus
@@ -84,14 +97,9 @@ async fn requests(bus: &Bus) -> Result<async_nats::jetstream::consumer::pull::St
         .await
         .map_err(|e| failed(&e))?;
     let config = PullConfig {
-        durable_name: Some(REQUESTS_CONSUMER.to_owned()),
-        description: Some("prewarm: what users ask".to_owned()),
-        filter_subjects: JobVerb::ALL.map(|verb| bus.subjects.job(verb)).to_vec(),
         ack_policy: AckPolicy::Explicit,
-        ack_wait: REQUEST_ACK_WAIT,
         max_deliver: -1,
-        max_ack_pending: MAX_REQUESTS_IN_HAND,
-        ..PullConfig::default()
+        ..config
     };
     let consumer = handle
         .create_consumer(config)
@@ -190,11 +198,7 @@ async fn take_heartbeats(subjects: Subjects, mut heartbeats: async_nats::Subscri
     broken(&queue, "the subscription to heartbeats ended".to_owned()).await;
 }
 
-async fn take_requests(
-    subjects: Subjects,
-    mut requests: async_nats::jetstream::consumer::pull::Stream,
-    queue: Queue,
-) {
+async fn take_requests(subjects: Subjects, mut requests: Messages, queue: Queue) {
     while let Some(next) = requests.next().await {
         let message = match next {
             Ok(message) => message,

@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt as _;
 use tokio::task::JoinSet;
 
+use super::arrivals::take_from_jobs;
 use super::clock::Clock;
 use super::lead::Permission;
 use super::pushes::{Effect, Input, MAX_RULES, Pushes};
@@ -318,26 +319,13 @@ fn stands(record: &JobRecord) -> bool {
 }
 
 async fn messages(bus: &Bus) -> Result<Messages, String> {
-    let stream = bus.subjects.jobs_stream();
-    let failed = |error: &dyn std::fmt::Display| format!("cannot consume {stream}: {error}");
-    let handle = bus
-        .jetstream
-        .get_stream_no_info(&stream)
-        .await
-        .map_err(|error| failed(&error))?;
     let config = PullConfig {
         durable_name: Some(PUSHES_CONSUMER.to_owned()),
         description: Some("prewarm: pushes of images".to_owned()),
         filter_subject: bus.subjects.push(),
-        ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
-        max_deliver: -1,
         max_ack_pending: MAX_IN_HAND,
         ..PullConfig::default()
     };
-    let consumer = handle
-        .create_consumer(config)
-        .await
-        .map_err(|error| failed(&error))?;
-    consumer.messages().await.map_err(|error| failed(&error))
+    take_from_jobs(bus, config).await
 }
