@@ -27,7 +27,7 @@ use support::process::free_port;
 const LIMIT: Duration = Duration::from_secs(20);
 const SECRET: &str = "a-secret-of-32-characters-or-more";
 /// As long as what comes fits into the stream, which holds 100,000 messages.
-const SECONDS: u32 = 3;
+const SECONDS: u32 = 2;
 /// Senders that each have one request under way.
 const CONNECTIONS: [u32; 3] = [4, 16, 32];
 /// What is promised.

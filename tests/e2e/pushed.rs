@@ -57,12 +57,9 @@ async fn an_image_that_is_pushed_is_warm_on_the_nodes_of_its_rule() {
     let other = cell.registry.push("other/app", "1", &image).await;
     let pushed = cell.registry.push("team/app", "1.4", &image).await;
     let cri = node.containerd.cri().await;
-    eventually(
-        "the pushed image to be warm by its digest",
-        LIMIT,
-        async || {
-            let found = cri.image_status(&pushed.by_digest).await;
-            match found {
+    for name in [&pushed.by_digest, &pushed.by_tag] {
+        eventually(&format!("{name} to be warm"), LIMIT, async || {
+            match cri.image_status(name).await {
                 Ok(Some(_)) => Ok(()),
                 found => Err(format!(
                     "{found:?}; receiver:\n{}\ndispatcher:\n{}\nworker:\n{}",
@@ -71,10 +68,9 @@ async fn an_image_that_is_pushed_is_warm_on_the_nodes_of_its_rule() {
                     node.worker.log()
                 )),
             }
-        },
-    )
-    .await;
-    assert!(cri.image_status(&pushed.by_tag).await.unwrap().is_some());
+        })
+        .await;
+    }
     assert!(
         cri.image_status(&other.by_tag).await.unwrap().is_none(),
         "no rule is about it"
@@ -88,4 +84,35 @@ async fn an_image_that_is_pushed_is_warm_on_the_nodes_of_its_rule() {
         jobs[0]["metadata"]["labels"]["prewarm.dev/source"],
         "distribution"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_ci_tells_by_its_tag_alone_is_warm_by_its_digest() {
+    let cell = Cell::start(NatsVersion::V2_10).await;
+    let address = cell.registry.addr();
+    let rule = format!(
+        "apiVersion: prewarm.dev/v1\nkind: PushRule\nmetadata: {{name: ci}}\nspec: {{registry: '{address}', repository: '**'}}\n"
+    );
+    let applied = cell.prewarm(&["apply", "-f", "-"]).stdin(rule).run().await;
+    assert_eq!(applied.code, 0, "{applied:?}");
+    let node = cell.node("node", ContainerdVersion::V1_7, &address).await;
+    let image = generated(9, 2, 100_000).build();
+    let pushed = cell.registry.push("team/app", "2", &image).await;
+    let push = serde_json::json!({"registry": address, "repository": "team/app", "tag": "2"});
+    let client = cell.nats.client().await;
+    client
+        .publish("prewarm.push", push.to_string().into())
+        .await
+        .unwrap();
+    client.flush().await.unwrap();
+    let cri = node.containerd.cri().await;
+    eventually(
+        "the image to be warm by its digest",
+        LIMIT,
+        async || match cri.image_status(&pushed.by_digest).await {
+            Ok(Some(_)) => Ok(()),
+            found => Err(format!("{found:?}; dispatcher:\n{}", cell.dispatcher.log())),
+        },
+    )
+    .await;
 }
