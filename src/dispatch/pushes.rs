@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::domain::failure::Failure;
 use crate::domain::image::{Digest, ImageRef};
 use crate::domain::name::JobName;
 use crate::domain::time::Timestamp;
@@ -22,9 +23,13 @@ const MAX_REMEMBERED: usize = 100_000;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Longest such wait.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// How often the registry is asked what a tag means before the push is given up. With the waits that is
-/// about two hours.
-const MAX_DELIVERIES: u32 = 240;
+/// Most pushes that the registry is asked about at once; more are put back for [`FIRST_RETRY`].
+const MAX_ASKED: usize = 64;
+/// How long a push is kept while the registry does not say what its tag means.
+const LONGEST_WAIT: Duration = Duration::from_secs(2 * 3600);
+/// The same if the registry answers, and says that there is no such tag or no right to ask: a registry
+/// that tells of a push before all of its parts know of it has caught up by then.
+const LONGEST_DOUBT: Duration = Duration::from_secs(60);
 
 /// What can happen.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub(super) enum Input {
         sequence: u64,
         /// How often it was delivered, from 1.
         delivery: u32,
+        /// How long ago it was stored.
+        age: Duration,
         push: Box<Push>,
     },
     /// What is no push was delivered.
@@ -49,7 +56,7 @@ pub(super) enum Input {
     /// The registry said what a push's tag means, or why it does not.
     Resolved {
         sequence: u64,
-        answer: Result<Digest, String>,
+        answer: Result<Digest, Failure>,
     },
 }
 
@@ -64,6 +71,8 @@ pub(super) enum Effect {
     },
     /// Store a job's manifest, unless its job is there and has not failed.
     Submit {
+        /// Of the push.
+        sequence: u64,
         rule: JobName,
         manifest: serde_json::Value,
     },
@@ -84,6 +93,7 @@ pub(super) enum Effect {
 struct Asked {
     push: Push,
     delivery: u32,
+    age: Duration,
 }
 
 /// What made a job: rule, image name and digest.
@@ -105,8 +115,9 @@ impl Pushes {
     pub(super) fn handle(&mut self, now: Timestamp, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Rule(rule) => {
-                let known = self.rules.contains_key(&rule.name);
-                if known || self.rules.len() < MAX_RULES {
+                if self.rules.get(&rule.name) != Some(&rule) && !self.is_full_for(&rule.name) {
+                    // What the rule made before it was another says nothing of what it makes now.
+                    self.made.retain(|(name, ..), _| *name != rule.name);
                     self.rules.insert(rule.name.clone(), *rule);
                 }
             }
@@ -114,8 +125,17 @@ impl Pushes {
             Input::Push {
                 sequence,
                 delivery,
+                age,
                 push,
-            } => self.push(now, sequence, delivery, *push, effects),
+            } => {
+                let push = *push;
+                let asked = Asked {
+                    push,
+                    delivery,
+                    age,
+                };
+                self.push(now, sequence, asked, effects);
+            }
             Input::Unreadable { sequence, problems } => {
                 effects.push(Effect::Reject {
                     sequence,
@@ -133,15 +153,14 @@ impl Pushes {
         self.rules.len()
     }
 
-    fn push(
-        &mut self,
-        now: Timestamp,
-        sequence: u64,
-        delivery: u32,
-        push: Push,
-        effects: &mut Vec<Effect>,
-    ) {
-        let matching = || self.rules.values().filter(|rule| rule.matches(&push));
+    /// Whether there are too many rules for another one.
+    pub(super) fn is_full_for(&self, name: &JobName) -> bool {
+        self.rules.len() >= MAX_RULES && !self.rules.contains_key(name)
+    }
+
+    fn push(&mut self, now: Timestamp, sequence: u64, asked: Asked, effects: &mut Vec<Effect>) {
+        let push = &asked.push;
+        let matching = || self.rules.values().filter(|rule| rule.matches(push));
         if matching().next().is_none() {
             effects.push(Effect::Acknowledge { sequence });
             return;
@@ -149,7 +168,12 @@ impl Pushes {
         // What is told by digest alone needs no check: a digest can only be that content.
         let doubted = push.digest.is_none() || (push.unverified && push.tag.is_some());
         if !doubted {
-            self.make(now, sequence, &push, effects);
+            self.make(now, sequence, push, effects);
+            return;
+        }
+        if self.asked.len() >= MAX_ASKED {
+            let delay = FIRST_RETRY;
+            effects.push(Effect::Retry { sequence, delay });
             return;
         }
         let mut pull_secrets: Vec<String> = matching().flat_map(PushRule::pull_secrets).collect();
@@ -161,7 +185,7 @@ impl Pushes {
         };
         match claimed.image() {
             Ok(image) => {
-                self.asked.insert(sequence, Asked { push, delivery });
+                self.asked.insert(sequence, asked);
                 effects.push(Effect::Resolve {
                     sequence,
                     image,
@@ -179,10 +203,15 @@ impl Pushes {
         &mut self,
         now: Timestamp,
         sequence: u64,
-        answer: Result<Digest, String>,
+        answer: Result<Digest, Failure>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(Asked { mut push, delivery }) = self.asked.remove(&sequence) else {
+        let Some(Asked {
+            mut push,
+            delivery,
+            age,
+        }) = self.asked.remove(&sequence)
+        else {
             return;
         };
         match answer {
@@ -191,14 +220,20 @@ impl Pushes {
                 push.digest = Some(digest);
                 self.make(now, sequence, &push, effects);
             }
-            Err(_) if delivery < MAX_DELIVERIES => {
-                let doubled = 2_u32.saturating_pow(delivery.saturating_sub(1).min(16));
-                let delay = FIRST_RETRY.saturating_mul(doubled).min(LONGEST_RETRY);
-                effects.push(Effect::Retry { sequence, delay });
-            }
-            Err(message) => {
+            Err(failure) => {
+                let patience = match failure.kind.is_permanent() {
+                    true => LONGEST_DOUBT,
+                    false => LONGEST_WAIT,
+                };
+                if age < patience {
+                    let doubled = 2_u32.saturating_pow(delivery.saturating_sub(1).min(16));
+                    let delay = FIRST_RETRY.saturating_mul(doubled).min(LONGEST_RETRY);
+                    let delay = delay.max(failure.retry_after.unwrap_or_default());
+                    effects.push(Effect::Retry { sequence, delay });
+                    return;
+                }
                 let problems = vec![problem(format!(
-                    "the registry did not say what the pushed tag means: {message}"
+                    "the registry did not say what the pushed tag means: {failure}"
                 ))];
                 self.handle(now, Input::Unreadable { sequence, problems }, effects);
             }
@@ -220,6 +255,7 @@ impl Pushes {
             }
             match rule.manifest(push) {
                 Ok(manifest) => effects.push(Effect::Submit {
+                    sequence,
                     rule: rule.name.clone(),
                     manifest,
                 }),
@@ -244,8 +280,12 @@ impl Pushes {
         while let Some(first) = self.by_time.first_entry()
             && (*first.key() <= now || self.made.len() > MAX_REMEMBERED)
         {
-            for key in first.remove() {
-                self.made.remove(&key);
+            let (until, keys) = first.remove_entry();
+            for key in keys {
+                // Made again since its rule was changed, it is remembered for longer.
+                if self.made.get(&key) == Some(&until) {
+                    self.made.remove(&key);
+                }
             }
         }
     }
@@ -259,185 +299,4 @@ fn problem(message: String) -> Problem {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
-
-    fn rule(name: &str, spec: serde_json::Value) -> Input {
-        let document = json!({
-            "apiVersion": "prewarm.dev/v1", "kind": "PushRule", "metadata": {"name": name}, "spec": spec,
-        });
-        let rule = crate::wire::manifest::rule::read(&document);
-        Input::Rule(Box::new(rule.unwrap()))
-    }
-
-    fn any(name: &str) -> Input {
-        rule(name, json!({"registry": "**", "repository": "**"}))
-    }
-
-    fn push(tag: &str, digest: Option<&[u8]>) -> Push {
-        Push {
-            registry: "r.example.com".to_owned(),
-            repository: "app".to_owned(),
-            tag: Some(tag.to_owned()),
-            digest: digest.map(Digest::of),
-            event_id: None,
-            source: None,
-            unverified: false,
-        }
-    }
-
-    struct Told(Pushes, u64);
-
-    impl Told {
-        fn new(rules: impl IntoIterator<Item = Input>) -> Self {
-            let mut told = Self(Pushes::default(), 0);
-            for rule in rules {
-                assert!(told.at(NOW, rule).is_empty());
-            }
-            told
-        }
-
-        fn at(&mut self, now: Timestamp, input: Input) -> Vec<Effect> {
-            let mut effects = Vec::new();
-            self.0.handle(now, input, &mut effects);
-            effects
-        }
-
-        fn push(&mut self, now: Timestamp, push: Push) -> Vec<Effect> {
-            self.1 += 1;
-            let input = Input::Push {
-                sequence: self.1,
-                delivery: 1,
-                push: Box::new(push),
-            };
-            self.at(now, input)
-        }
-    }
-
-    fn jobs(effects: &[Effect]) -> usize {
-        let is_job = |effect: &&Effect| matches!(effect, Effect::Submit { .. });
-        effects.iter().filter(is_job).count()
-    }
-
-    fn ends_acknowledged(effects: &[Effect]) -> bool {
-        matches!(effects.last(), Some(Effect::Acknowledge { .. }))
-    }
-
-    #[test]
-    fn ten_tags_of_a_digest_within_a_second_make_one_job_for_each_rule() {
-        let mut told = Told::new([any("a"), any("b")]);
-        let mut made = 0;
-        for n in 0..10 {
-            let now = NOW.after(Duration::from_millis(100 * n));
-            let effects = told.push(now, push(&format!("t{n}"), Some(b"x")));
-            assert!(ends_acknowledged(&effects));
-            made += jobs(&effects);
-        }
-        assert_eq!(made, 2);
-        assert_eq!(jobs(&told.push(NOW, push("t", Some(b"y")))), 2);
-        let later = NOW.after(Duration::from_secs(10));
-        assert_eq!(jobs(&told.push(later, push("t", Some(b"x")))), 2);
-    }
-
-    #[test]
-    fn what_no_rule_is_about_is_taken_off_and_no_more() {
-        let other = rule("a", json!({"registry": "**", "repository": "other"}));
-        let mut told = Told::new([other]);
-        let effects = told.push(NOW, push("1", None));
-        assert_eq!(effects, [Effect::Acknowledge { sequence: 1 }]);
-        let gone = Input::RuleGone("a".parse().unwrap());
-        assert!(told.at(NOW, gone).is_empty());
-        assert_eq!(told.0.rules(), 0);
-    }
-
-    #[test]
-    fn a_tag_alone_is_resolved_first_and_again_while_the_registry_is_away() {
-        let mut told = Told::new([any("a")]);
-        let effects = told.push(NOW, push("1", None));
-        assert!(matches!(
-            &effects[..],
-            [Effect::Resolve { sequence: 1, .. }]
-        ));
-        let away = Input::Resolved {
-            sequence: 1,
-            answer: Err("away".to_owned()),
-        };
-        let effects = told.at(NOW, away.clone());
-        let delay = FIRST_RETRY;
-        assert_eq!(effects, [Effect::Retry { sequence: 1, delay }]);
-        let again = Input::Push {
-            sequence: 1,
-            delivery: MAX_DELIVERIES,
-            push: Box::new(push("1", None)),
-        };
-        assert_eq!(told.at(NOW, again.clone()).len(), 1);
-        let effects = told.at(NOW, away);
-        assert!(matches!(effects[0], Effect::Reject { .. }) && ends_acknowledged(&effects));
-        assert_eq!(told.at(NOW, again).len(), 1);
-        let there = Input::Resolved {
-            sequence: 1,
-            answer: Ok(Digest::of(b"x")),
-        };
-        assert_eq!(jobs(&told.at(NOW, there)), 1);
-    }
-
-    #[test]
-    fn the_registrys_word_counts_when_who_told_could_be_anyone() {
-        let mut told = Told::new([any("a")]);
-        let claimed = Push {
-            unverified: true,
-            ..push("1", Some(b"claimed"))
-        };
-        assert!(matches!(
-            told.push(NOW, claimed)[..],
-            [Effect::Resolve { .. }]
-        ));
-        let answer = Ok(Digest::of(b"real"));
-        let effects = told.at(
-            NOW,
-            Input::Resolved {
-                sequence: 1,
-                answer,
-            },
-        );
-        let Effect::Submit { manifest, .. } = &effects[0] else {
-            panic!("{effects:?}");
-        };
-        let image = manifest["spec"]["images"][0].as_str().unwrap();
-        assert!(image.ends_with(Digest::of(b"real").as_str()), "{image}");
-    }
-
-    proptest::proptest! {
-        /// Every push that is delivered is answered exactly once: taken off, put back, or being asked about.
-        #[test]
-        fn every_push_is_answered_once(
-            steps in proptest::collection::vec((0_u8..4, 0_u8..3, proptest::bool::ANY, 0_u64..20_000), 1..60),
-        ) {
-            let mut told = Told::new([any("a"), rule("b", json!({"registry": "**", "repository": "**", "tag": "t1"}))]);
-            let mut now = NOW;
-            let mut asked = Vec::new();
-            for (tag, content, has_digest, wait) in steps {
-                now = now.after(Duration::from_millis(wait));
-                let digest = [content];
-                let effects = told.push(now, push(&format!("t{tag}"), has_digest.then_some(&digest[..])));
-                let sequence = told.1;
-                match &effects[..] {
-                    [Effect::Resolve { .. }] => asked.push((sequence, content)),
-                    effects => proptest::prop_assert!(ends_acknowledged(effects)),
-                }
-                if asked.len() > 2 {
-                    let (sequence, content) = asked.remove(0);
-                    let effects = told.at(now, Input::Resolved { sequence, answer: Ok(Digest::of(&[content])) });
-                    proptest::prop_assert_eq!(effects.last(), Some(&Effect::Acknowledge { sequence }));
-                }
-            }
-            proptest::prop_assert_eq!(told.0.asked.len(), asked.len());
-            let remembered: usize = told.0.by_time.values().map(Vec::len).sum();
-            proptest::prop_assert_eq!(told.0.made.len(), remembered);
-        }
-    }
-}
+mod tests;

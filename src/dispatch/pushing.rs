@@ -10,7 +10,8 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind};
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt as _;
 use tokio::task::JoinSet;
@@ -22,9 +23,12 @@ use super::pushes::{Effect, Input, MAX_RULES, Pushes};
 use super::resolve::Resolver;
 use crate::bus::Bus;
 use crate::bus::read::Reading;
+use crate::bus::topology::MAX_WAITING_REQUESTS;
+use crate::domain::failure::Failure;
 use crate::domain::image::Digest;
 use crate::domain::name::JobName;
 use crate::domain::status::{JobPhase, Outcome};
+use crate::domain::time::Timestamp;
 use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, Problem};
 use crate::wire::manifest;
 use crate::wire::manifest::rule::PushRule;
@@ -37,8 +41,11 @@ const PUSHES_CONSUMER: &str = "pushes";
 /// How long a push may be in the hands of a dispatcher before another one gets it; longer than the
 /// registry may take to answer.
 const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Pushes in the hands of a dispatcher at once.
-const MAX_IN_HAND: i64 = 256;
+/// Pushes in the hands of a dispatcher at once: as many as the stream holds, because those that are put
+/// back with a delay count as well, and must not hold the others up.
+const MAX_IN_HAND: i64 = MAX_WAITING_REQUESTS;
+/// How often a submission may turn out to be the copy of one that is long forgotten.
+const MAX_COPIES: u32 = 16;
 
 /// Takes pushes until something fails; returns what did.
 pub(super) async fn take(bus: Bus, resolver: Resolver, permission: Permission) -> String {
@@ -56,7 +63,7 @@ struct Pusher {
     messages: Messages,
     in_hand: HashMap<u64, Acker>,
     resolver: Resolver,
-    answers: JoinSet<(u64, Result<Digest, String>)>,
+    answers: JoinSet<(u64, Result<Digest, Failure>)>,
     permission: Permission,
 }
 
@@ -76,7 +83,7 @@ impl Pusher {
             state: Pushes::default(),
             rules,
             in_hand: HashMap::new(),
-            resolver,
+            resolver: resolver.beside(),
             answers: JoinSet::new(),
             permission,
         };
@@ -129,7 +136,7 @@ impl Pusher {
         }
         match serde_json::from_slice::<PushRule>(&message.payload) {
             Ok(rule) if rule.name == name => {
-                if self.state.rules() >= MAX_RULES {
+                if self.state.is_full_for(&name) {
                     tracing::error!(rule = %name, "only {MAX_RULES} push rules are looked at");
                 }
                 self.take(Input::Rule(Box::new(rule))).await
@@ -146,16 +153,18 @@ impl Pusher {
     }
 
     async fn message(&mut self, message: Message) -> Result<(), String> {
-        let Ok((sequence, delivery)) = message
-            .info()
-            .map(|info| (info.stream_sequence, info.delivered))
-        else {
+        let Ok((sequence, delivery, stored)) = message.info().map(|info| {
+            let stored = info.published.unix_timestamp_nanos() / 1_000_000;
+            (info.stream_sequence, info.delivered, stored)
+        }) else {
             return Ok(());
         };
+        let stored = Timestamp::from_millis(i64::try_from(stored).unwrap_or(i64::MAX));
         let input = match Push::parse(&message.payload) {
             Ok(push) => Input::Push {
                 sequence,
                 delivery: u32::try_from(delivery).unwrap_or(u32::MAX),
+                age: self.clock.now().since(stored),
                 push: Box::new(push),
             },
             Err(problems) => Input::Unreadable { sequence, problems },
@@ -186,16 +195,16 @@ impl Pusher {
             } => {
                 let resolver = self.resolver.clone();
                 self.answers.spawn(async move {
-                    let answers = resolver.resolve(vec![image], &pull_secrets).await;
-                    let answer = answers.into_iter().next().map(|answer| {
-                        let problem = answer.problem.unwrap_or_default();
-                        answer.digest.ok_or(problem)
-                    });
-                    (sequence, answer.unwrap_or_else(|| Err(String::new())))
+                    let answer = resolver.ask(&image, &pull_secrets).await;
+                    (sequence, answer)
                 });
                 Ok(())
             }
-            Effect::Submit { rule, manifest } => self.submit(&rule, &manifest).await,
+            Effect::Submit {
+                sequence,
+                rule,
+                manifest,
+            } => self.submit(sequence, &rule, &manifest).await,
             Effect::Reject {
                 sequence,
                 job,
@@ -220,26 +229,62 @@ impl Pusher {
 
     /// Stores a job's manifest, unless the job is there with the same content and has not failed.
     ///
-    /// A push that is delivered again before the first manifest was looked at is known by the message's id.
-    async fn submit(&mut self, rule: &JobName, manifest: &serde_json::Value) -> Result<(), String> {
+    /// The message's id names what is asked. If the broker knows it, it was asked before, and by this
+    /// very push if it was stored after the push was; else it counts until it was looked at, and no more
+    /// if its job is gone since.
+    async fn submit(
+        &mut self,
+        sequence: u64,
+        rule: &JobName,
+        manifest: &serde_json::Value,
+    ) -> Result<(), String> {
         let submission = manifest::read(manifest).map_err(|rejection| rejection.to_string())?;
-        let record = self.record(&submission.name).await?;
-        if let Some(record) = &record
-            && record.spec == submission.spec
-            && stands(record)
-        {
-            tracing::debug!(job = %submission.name, %rule, "a push changes nothing: its job is there");
-            return Ok(());
-        }
         let body = manifest.to_string();
-        let before = record.map_or(0, |record| record.metadata.request_sequence);
-        let id = format!("push.{}.{before}", Digest::of(body.as_bytes()).hex());
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        let hash = Digest::of(body.as_bytes());
         let subject = self.bus.subjects.job(JobVerb::Submit);
-        self.store(subject, headers, body.into()).await?;
-        tracing::info!(job = %submission.name, %rule, "a push became a job");
-        Ok(())
+        let mut copy_of = None;
+        for _ in 0..MAX_COPIES {
+            let record = self.record(&submission.name).await?;
+            if let Some(record) = &record
+                && record.spec == submission.spec
+                && stands(record)
+            {
+                tracing::debug!(job = %submission.name, %rule, "a push changes nothing: its job is there");
+                return Ok(());
+            }
+            let before = record.map_or(0, |record| record.metadata.request_sequence);
+            let before = copy_of.unwrap_or(before);
+            let mut headers = HeaderMap::new();
+            let id = format!("push.{}.{before}", hash.hex());
+            headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+            let stored = self
+                .store(subject.clone(), headers, body.clone().into())
+                .await?;
+            if !stored.duplicate {
+                tracing::info!(job = %submission.name, %rule, "a push became a job");
+                return Ok(());
+            }
+            if stored.sequence > sequence || self.waits(stored.sequence).await? {
+                tracing::debug!(job = %submission.name, %rule, "a push changes nothing: its job was asked for");
+                return Ok(());
+            }
+            copy_of = Some(stored.sequence);
+        }
+        Err(format!("the job {} comes and goes", submission.name))
+    }
+
+    /// Whether a request is still to be looked at.
+    async fn waits(&mut self, sequence: u64) -> Result<bool, String> {
+        let name = self.bus.subjects.jobs_stream();
+        let failed =
+            |error: &dyn std::fmt::Display| format!("looking for request {sequence}: {error}");
+        let stream = self.bus.jetstream.get_stream_no_info(name).await;
+        let stream = stream.map_err(|error| failed(&error))?;
+        match stream.get_raw_message(sequence).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(failed(&error)),
+        }
     }
 
     async fn record(&mut self, name: &JobName) -> Result<Option<JobRecord>, String> {
@@ -293,7 +338,7 @@ impl Pusher {
         headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
         headers.insert("Content-Type", CONTENT_TYPE);
         let body = serde_json::to_vec(&event).map_err(|error| error.to_string())?;
-        self.store(subject, headers, body).await
+        self.store(subject, headers, body).await.map(drop)
     }
 
     async fn store(
@@ -301,11 +346,11 @@ impl Pusher {
         subject: String,
         headers: HeaderMap,
         body: Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<PublishAck, String> {
         let failed = |error: &dyn std::fmt::Display| format!("storing on {subject}: {error}");
         let stored = self.bus.store(subject.clone(), headers, body.into()).await;
         let stored = stored.map_err(|error| failed(&error))?;
-        stored.await.map(drop).map_err(|error| failed(&error))
+        stored.await.map_err(|error| failed(&error))
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 
-use crate::domain::image::ImageRef;
+use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::{Digest, ImageRef};
 use crate::image::registry::Registry;
 use crate::wire::record::ResolvedImage;
 
@@ -49,27 +50,47 @@ impl Resolver {
             .await
     }
 
-    async fn resolve_one(&self, image: ImageRef, pull_secrets: &[String]) -> ResolvedImage {
-        if let Some(digest) = image.digest().cloned() {
-            return ResolvedImage {
-                image,
-                digest: Some(digest),
-                problem: None,
-            };
-        }
-        let answer = match &self.registry {
-            None => Err("the dispatcher was given no access to registries".to_owned()),
-            Some(registry) => {
-                let asked = async {
-                    let repository = registry.repository(&image, pull_secrets).await?;
-                    repository.resolve(&image).await
-                };
-                match tokio::time::timeout(TIMEOUT, asked).await {
-                    Ok(Ok(resolved)) => Ok(resolved.digest),
-                    Ok(Err(failure)) => Err(failure.to_string()),
-                    Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
-                }
+    /// Another one, whose questions do not hold up those of this one.
+    pub(super) fn beside(&self) -> Self {
+        Self::new(self.registry.clone())
+    }
+
+    /// What a tag means.
+    ///
+    /// # Errors
+    /// The registry does not say, or there is none to ask.
+    pub(super) async fn ask(
+        &self,
+        image: &ImageRef,
+        pull_secrets: &[String],
+    ) -> Result<Digest, Failure> {
+        // The semaphore is never closed.
+        let _permit = self.jobs.acquire().await;
+        self.ask_now(image, pull_secrets).await
+    }
+
+    async fn ask_now(&self, image: &ImageRef, pull_secrets: &[String]) -> Result<Digest, Failure> {
+        let Some(registry) = &self.registry else {
+            let words = "the dispatcher was given no access to registries";
+            return Err(Failure::new(FailureKind::Unauthorized, words));
+        };
+        let asked = async {
+            let repository = registry.repository(image, pull_secrets).await?;
+            repository.resolve(image).await
+        };
+        match tokio::time::timeout(TIMEOUT, asked).await {
+            Ok(answer) => answer.map(|resolved| resolved.digest),
+            Err(_) => {
+                let words = format!("no answer within {} s", TIMEOUT.as_secs());
+                Err(Failure::new(FailureKind::RegistryUnavailable, words))
             }
+        }
+    }
+
+    async fn resolve_one(&self, image: ImageRef, pull_secrets: &[String]) -> ResolvedImage {
+        let answer = match image.digest().cloned() {
+            Some(digest) => Ok(digest),
+            None => self.ask_now(&image, pull_secrets).await,
         };
         match answer {
             Ok(digest) => ResolvedImage {
@@ -77,7 +98,8 @@ impl Resolver {
                 digest: Some(digest),
                 problem: None,
             },
-            Err(problem) => {
+            Err(failure) => {
+                let problem = failure.to_string();
                 tracing::warn!(%image, problem, "the tag was not resolved; each node resolves it for itself");
                 ResolvedImage {
                     image,

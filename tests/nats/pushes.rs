@@ -3,6 +3,7 @@
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use prewarm::wire::event::JobEventKind;
 use prewarm::wire::record::JobRecord;
+use prewarm::wire::subject::JobVerb;
 use serde_json::{Value, json};
 
 use crate::cell::{Cell, LIMIT};
@@ -246,10 +247,58 @@ async fn rules_count_from_the_moment_they_are_applied_until_they_are_deleted(ver
     dispatcher.stop().await;
 }
 
+/// More than a dispatcher has in its hands at once.
+async fn tags_that_mean_nothing_hold_no_other_push_back(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let dispatcher = cell.dispatcher("one").await;
+    apply(&cell, "apps", json!({"registry": "**", "repository": "**"})).await;
+    tell_until_made(&cell, push("1", 1)).await;
+    for n in 0..300 {
+        let tag = json!({"registry": "registry.invalid", "repository": "team/app", "tag": format!("t{n}")});
+        tell(&cell, tag.to_string()).await;
+    }
+    tell(&cell, push("1", 2).to_string()).await;
+    eventually(
+        "the push that has a digest to become a job",
+        LIMIT,
+        async || match jobs(&cell).await.len() {
+            2 => Ok(()),
+            made => Err(format!("{made} jobs")),
+        },
+    )
+    .await;
+    dispatcher.stop().await;
+}
+
+async fn a_push_after_its_job_was_deleted_makes_it_anew(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let dispatcher = cell.dispatcher("one").await;
+    let spec = json!({"registry": "**", "repository": "**", "debounceSeconds": 0});
+    apply(&cell, "apps", spec).await;
+    let first = tell_until_made(&cell, push("1", 7)).await;
+    let name = first.metadata.name.to_string();
+    cell.publish(JobVerb::Delete, json!({"name": name})).await;
+    cell.event(Some(&name), JobEventKind::Deleted).await;
+    settled(&cell).await;
+    assert!(jobs(&cell).await.is_empty());
+    tell(&cell, push("1", 7).to_string()).await;
+    settled(&cell).await;
+    eventually("the job to be there again", LIMIT, async || {
+        match jobs(&cell).await.pop() {
+            Some(again) if again.metadata.uid != first.metadata.uid => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
+    dispatcher.stop().await;
+}
+
 on_every_generation!(
     ten_tags_of_a_digest_in_a_second_warm_the_nodes_with_one_job,
     a_digest_that_is_pushed_again_later_makes_no_second_job,
     a_push_that_came_while_no_dispatcher_ran_makes_its_job_later,
     what_is_no_push_is_told_and_what_no_rule_is_about_is_not,
+    tags_that_mean_nothing_hold_no_other_push_back,
+    a_push_after_its_job_was_deleted_makes_it_anew,
     rules_count_from_the_moment_they_are_applied_until_they_are_deleted,
 );
