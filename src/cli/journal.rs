@@ -3,6 +3,7 @@
 //! Both are streams, read with ordered consumers: they need no acks, hold a bounded number of messages
 //! in flight, and come back by themselves after a reconnection.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
@@ -11,7 +12,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, ReplayPolicy};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::Stream;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -125,8 +126,13 @@ impl Journal {
             subjects,
             from,
             end,
+            awaited: HashSet::new(),
         };
+        if from == From::Last {
+            reader.awaited = reader.keys().await?;
+        }
         let (messages, pending) = reader.consume().await?;
+        let pending = pending.max(reader.awaited.len() as u64);
         let (sender, read) = mpsc::channel(MAX_READ_AHEAD);
         let task = tokio::spawn(async move { reader.run(messages, pending, &sender).await });
         Ok(Self {
@@ -186,6 +192,9 @@ struct Reader {
     from: From,
     /// The last message that counts as stored before: more may come faster than they are read.
     end: u64,
+    /// Of a bucket: the keys that were there at the beginning and have not been read. The broker's count of
+    /// what is pending is no measure of that: it may pass 0 while a key that is written again is still to come.
+    awaited: HashSet<String>,
 }
 
 impl Reader {
@@ -223,6 +232,31 @@ impl Reader {
         Ok((messages, pending))
     }
 
+    /// The subjects that hold a message now.
+    async fn keys(&self) -> Result<HashSet<String>, Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| unanswered("a request to list its keys", error);
+        let mut keys = HashSet::new();
+        for subject in &self.subjects {
+            let listed = self.stream.info_with_subjects(subject).await;
+            let listed = listed.map_err(|error| failed(&error))?;
+            let listed: Vec<(String, usize)> =
+                listed.try_collect().await.map_err(|error| failed(&error))?;
+            keys.extend(listed.into_iter().map(|(key, _)| key));
+        }
+        Ok(keys)
+    }
+
+    /// How many messages that count as stored are to come, where the broker counts `pending`.
+    async fn left(&mut self, pending: u64) -> Result<u64, Failure> {
+        if pending == 0 && !self.awaited.is_empty() {
+            // What was removed meanwhile never comes.
+            let keys = self.keys().await?;
+            self.awaited.retain(|key| keys.contains(key));
+        }
+        Ok(pending.max(self.awaited.len() as u64))
+    }
+
     /// Sends what it reads until nobody listens; `pending` messages were there at the beginning.
     async fn run(&mut self, mut messages: Ordered, mut pending: u64, sender: &Sender) {
         loop {
@@ -235,13 +269,20 @@ impl Reader {
                 // what was deleted or replaced while it was read never comes.
                 let was_pending = pending;
                 (messages, pending) = self.again().await;
+                if pending == 0 {
+                    self.awaited.clear();
+                }
                 if was_pending > 0 && pending == 0 && sender.send(Ok(Read::CaughtUp)).await.is_err()
                 {
                     return;
                 }
                 continue;
             };
-            match self.entry(&message) {
+            let read = match self.entry(&message) {
+                Ok((entry, pending)) => self.left(pending).await.map(|left| (entry, left)),
+                Err(failure) => Err(failure),
+            };
+            match read {
                 Ok((entry, left)) => {
                     let caught_up = (pending > 0 && left == 0).then_some(Read::CaughtUp);
                     pending = left;
@@ -294,6 +335,7 @@ impl Reader {
             return Ok((None, left));
         }
         self.from = From::After(info.stream_sequence);
+        self.awaited.remove(message.subject.as_str());
         let deleted = message.headers.as_ref().is_some_and(|headers| {
             headers
                 .get("KV-Operation")
