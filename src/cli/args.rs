@@ -284,6 +284,9 @@ pub struct RulesTestArgs {
     /// Who sends such payloads, such as harbor [default: the payload is a push as prewarm.push takes it]
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<String>,
+    /// Pushes without a tag count, as with the receiver's setting of this name
+    #[arg(long, requires = "source")]
+    pub digest_only: bool,
     /// Rules from this file instead of the broker's; may be given again
     #[arg(short, long = "filename", value_name = "FILE")]
     pub filename: Vec<PathBuf>,

@@ -13,6 +13,7 @@ use super::text;
 use super::verbs::job_name;
 use crate::bus::Bus;
 use crate::domain::image::Digest;
+use crate::webhook::admit::DIGEST_ONLY_IS_OFF;
 use crate::webhook::source;
 use crate::wire::manifest::rule::PushRule;
 use crate::wire::push::Push;
@@ -140,9 +141,14 @@ fn read_payload(args: &RulesTestArgs) -> Result<(Vec<Push>, Vec<String>), Failur
         let source = source.map_err(|error| Failure::input(format!("--source: {error}")))?;
         let reading = source::read(source, &HeaderMap::new(), &body);
         let reading = reading.map_err(|rejection| wrong(rejection.to_string()))?;
-        let mut pushes = reading.pushes;
-        pushes.extend(reading.by_digest);
-        return Ok((pushes, reading.ignored));
+        let (mut pushes, mut ignored) = (reading.pushes, reading.ignored);
+        if args.digest_only {
+            pushes.extend(reading.by_digest);
+        } else {
+            let by_digest = reading.by_digest.iter();
+            ignored.extend(by_digest.map(|_| DIGEST_ONLY_IS_OFF.to_owned()));
+        }
+        return Ok((pushes, ignored));
     }
     let list = |problems: Vec<crate::wire::event::Problem>| {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -6,7 +6,7 @@ use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{JobEvent, JobEventKind, NodeEvent, Problem, TaskEvent};
-use crate::wire::manifest::Submission;
+use crate::wire::manifest::{Rejection, Submission};
 use crate::wire::record::{JobRecord, NodeRecord, ResolvedImage};
 use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
@@ -36,6 +36,8 @@ pub enum Request {
     Delete(JobName),
     /// Pause or resume a job.
     Pause(JobName, Pause),
+    /// A push of an image: the jobs that rules make of it, or why one makes none.
+    Push(Vec<Result<Submission, Rejection>>),
     /// Something that cannot be read.
     Unreadable {
         /// The job it names, if that much could be read.

@@ -116,7 +116,7 @@ impl Leader {
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
         let mut sources = listen(&bus, events, &sender).await.map_err(Ended)?;
-        let pushes = pushing::take(bus.clone(), resolver.clone(), permission.clone());
+        let pushes = pushing::take(bus.clone(), resolver.clone(), sender.clone());
         let queue = sender.clone();
         sources.spawn(async move { broken(&queue, pushes.await).await });
         let performer = Performer::new(bus, (revisions, newest_task), resolver, sender).await;

@@ -1,12 +1,13 @@
 //! Which jobs come of pushes: rules, and one job for a digest however often it is pushed.
 //!
 //! The first push of a digest makes the job at once; others of the same digest that follow within the
-//! rule's debounce time make none. A push is acknowledged after what comes of it is stored, so that one
-//! that is delivered again after a crash makes the same job again, which the broker and the shell know.
+//! rule's debounce time make none. What comes of a push is asked of the state machine of jobs, which
+//! knows a push that is delivered again after a crash, and a job that is there already.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::input::Request;
 use crate::domain::failure::Failure;
 use crate::domain::image::{Digest, ImageRef};
 use crate::domain::name::JobName;
@@ -69,20 +70,9 @@ pub(super) enum Effect {
         image: ImageRef,
         pull_secrets: Vec<String>,
     },
-    /// Store a job's manifest, unless its job is there and has not failed.
-    Submit {
-        /// Of the push.
-        sequence: u64,
-        rule: JobName,
-        manifest: serde_json::Value,
-    },
-    /// Tell that nothing came of a push.
-    Reject {
-        sequence: u64,
-        job: Option<JobName>,
-        problems: Vec<Problem>,
-    },
-    /// Take the push off the stream.
+    /// Ask the state machine of jobs for what comes of the push. It takes the push off the stream.
+    Ask { sequence: u64, request: Request },
+    /// Take the push off the stream: nothing comes of it.
     Acknowledge { sequence: u64 },
     /// Have it delivered again.
     Retry { sequence: u64, delay: Duration },
@@ -137,12 +127,9 @@ impl Pushes {
                 self.push(now, sequence, asked, effects);
             }
             Input::Unreadable { sequence, problems } => {
-                effects.push(Effect::Reject {
-                    sequence,
-                    job: None,
-                    problems,
-                });
-                effects.push(Effect::Acknowledge { sequence });
+                let name = None;
+                let request = Request::Unreadable { name, problems };
+                effects.push(Effect::Ask { sequence, request });
             }
             Input::Resolved { sequence, answer } => self.resolved(now, sequence, answer, effects),
         }
@@ -247,24 +234,13 @@ impl Pushes {
             return;
         };
         let image = format!("{}/{}", push.registry, push.repository);
-        let mut made = Vec::new();
+        let (mut jobs, mut made) = (Vec::new(), Vec::new());
         for rule in self.rules.values().filter(|rule| rule.matches(push)) {
             let key = (rule.name.clone(), image.clone(), digest.clone());
             if self.made.contains_key(&key) {
                 continue;
             }
-            match rule.manifest(push) {
-                Ok(manifest) => effects.push(Effect::Submit {
-                    sequence,
-                    rule: rule.name.clone(),
-                    manifest,
-                }),
-                Err(rejection) => effects.push(Effect::Reject {
-                    sequence,
-                    job: rejection.name,
-                    problems: rejection.problems,
-                }),
-            }
+            jobs.push(rule.submission(push));
             if !rule.debounce().is_zero() {
                 made.push((key, now.after(rule.debounce())));
             }
@@ -273,7 +249,13 @@ impl Pushes {
             self.made.insert(key.clone(), until);
             self.by_time.entry(until).or_default().push(key);
         }
-        effects.push(Effect::Acknowledge { sequence });
+        effects.push(match jobs.is_empty() {
+            true => Effect::Acknowledge { sequence },
+            false => Effect::Ask {
+                sequence,
+                request: Request::Push(jobs),
+            },
+        });
     }
 
     fn forget(&mut self, now: Timestamp) {

@@ -6,19 +6,17 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
-use async_nats::jetstream::publish::PublishAck;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, RawMessageErrorKind};
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt as _;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::arrivals::take_from_jobs;
+use super::arrivals::{Arrival, take_from_jobs};
 use super::clock::Clock;
-use super::lead::Permission;
+use super::input::Request;
 use super::pushes::{Effect, Input, MAX_RULES, Pushes};
 use super::resolve::Resolver;
 use crate::bus::Bus;
@@ -27,14 +25,9 @@ use crate::bus::topology::MAX_WAITING_REQUESTS;
 use crate::domain::failure::Failure;
 use crate::domain::image::Digest;
 use crate::domain::name::JobName;
-use crate::domain::status::{JobPhase, Outcome};
 use crate::domain::time::Timestamp;
-use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, Problem};
-use crate::wire::manifest;
 use crate::wire::manifest::rule::PushRule;
 use crate::wire::push::Push;
-use crate::wire::record::JobRecord;
-use crate::wire::subject::JobVerb;
 
 /// The durable consumer of pushes, shared by all dispatchers of a cell.
 const PUSHES_CONSUMER: &str = "pushes";
@@ -44,19 +37,16 @@ const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Pushes in the hands of a dispatcher at once: as many as the stream holds, because those that are put
 /// back with a delay count as well, and must not hold the others up.
 const MAX_IN_HAND: i64 = MAX_WAITING_REQUESTS;
-/// How often a submission may turn out to be the copy of one that is long forgotten.
-const MAX_COPIES: u32 = 16;
 
-/// Takes pushes until something fails; returns what did.
-pub(super) async fn take(bus: Bus, resolver: Resolver, permission: Permission) -> String {
-    match Pusher::begin(bus, resolver, permission).await {
+/// Takes pushes until something fails; returns what did. What comes of them goes to who leads.
+pub(super) async fn take(bus: Bus, resolver: Resolver, leader: mpsc::Sender<Arrival>) -> String {
+    match Pusher::begin(bus, resolver, leader).await {
         Ok(mut pusher) => pusher.go_on().await,
         Err(reason) => reason,
     }
 }
 
 struct Pusher {
-    bus: Bus,
     clock: Clock,
     state: Pushes,
     rules: Reading,
@@ -64,12 +54,16 @@ struct Pusher {
     in_hand: HashMap<u64, Acker>,
     resolver: Resolver,
     answers: JoinSet<(u64, Result<Digest, Failure>)>,
-    permission: Permission,
+    leader: mpsc::Sender<Arrival>,
 }
 
 impl Pusher {
     /// Reads all rules before the first push is taken.
-    async fn begin(bus: Bus, resolver: Resolver, permission: Permission) -> Result<Self, String> {
+    async fn begin(
+        bus: Bus,
+        resolver: Resolver,
+        leader: mpsc::Sender<Arrival>,
+    ) -> Result<Self, String> {
         let bucket = bus.subjects.rules_bucket();
         let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.>"));
         let rules = bus
@@ -78,14 +72,13 @@ impl Pusher {
             .map_err(|error| error.to_string())?;
         let mut pusher = Self {
             messages: messages(&bus).await?,
-            bus,
             clock: Clock::new(),
             state: Pushes::default(),
             rules,
             in_hand: HashMap::new(),
             resolver: resolver.beside(),
             answers: JoinSet::new(),
-            permission,
+            leader,
         };
         while let Some(message) = pusher
             .rules
@@ -178,9 +171,6 @@ impl Pusher {
         let mut effects = Vec::new();
         self.state.handle(self.clock.now(), input, &mut effects);
         for effect in effects {
-            if !self.permission.is_valid() {
-                return Err("the lease was not renewed in time".to_owned());
-            }
             self.perform(effect).await?;
         }
         Ok(())
@@ -200,21 +190,29 @@ impl Pusher {
                 });
                 Ok(())
             }
-            Effect::Submit {
-                sequence,
-                rule,
-                manifest,
-            } => self.submit(sequence, &rule, &manifest).await,
-            Effect::Reject {
-                sequence,
-                job,
-                problems,
-            } => self.reject(sequence, job, problems).await,
+            Effect::Ask { sequence, request } => self.ask(sequence, request).await,
             Effect::Acknowledge { sequence } => self.answer(sequence, AckKind::Ack).await,
             Effect::Retry { sequence, delay } => {
                 self.answer(sequence, AckKind::Nak(Some(delay))).await
             }
         }
+    }
+
+    /// What is asked is done in its turn, with everything else that arrives at the leader.
+    async fn ask(&mut self, sequence: u64, request: Request) -> Result<(), String> {
+        let Some(acker) = self.in_hand.remove(&sequence) else {
+            return Ok(());
+        };
+        if let Request::Unreadable { problems, .. } = &request {
+            tracing::warn!(sequence, ?problems, "nothing comes of a push");
+        }
+        let asked = Arrival::Request {
+            request,
+            sequence,
+            acker: Box::new(acker),
+        };
+        let sent = self.leader.send(asked).await;
+        sent.map_err(|_| "nobody leads any more".to_owned())
     }
 
     async fn answer(&mut self, sequence: u64, kind: AckKind) -> Result<(), String> {
@@ -225,141 +223,6 @@ impl Pusher {
                 .map_err(|error| format!("answering a push: {error}")),
             None => Ok(()),
         }
-    }
-
-    /// Stores a job's manifest, unless the job is there with the same content and has not failed.
-    ///
-    /// The message's id names what is asked. If the broker knows it, it was asked before, and by this
-    /// very push if it was stored after the push was; else it counts until it was looked at, and no more
-    /// if its job is gone since.
-    async fn submit(
-        &mut self,
-        sequence: u64,
-        rule: &JobName,
-        manifest: &serde_json::Value,
-    ) -> Result<(), String> {
-        let submission = manifest::read(manifest).map_err(|rejection| rejection.to_string())?;
-        let body = manifest.to_string();
-        let hash = Digest::of(body.as_bytes());
-        let subject = self.bus.subjects.job(JobVerb::Submit);
-        let mut copy_of = None;
-        for _ in 0..MAX_COPIES {
-            let record = self.record(&submission.name).await?;
-            if let Some(record) = &record
-                && record.spec == submission.spec
-                && stands(record)
-            {
-                tracing::debug!(job = %submission.name, %rule, "a push changes nothing: its job is there");
-                return Ok(());
-            }
-            let before = record.map_or(0, |record| record.metadata.request_sequence);
-            let before = copy_of.unwrap_or(before);
-            let mut headers = HeaderMap::new();
-            let id = format!("push.{}.{before}", hash.hex());
-            headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
-            let stored = self
-                .store(subject.clone(), headers, body.clone().into())
-                .await?;
-            if !stored.duplicate {
-                tracing::info!(job = %submission.name, %rule, "a push became a job");
-                return Ok(());
-            }
-            if stored.sequence > sequence || self.waits(stored.sequence).await? {
-                tracing::debug!(job = %submission.name, %rule, "a push changes nothing: its job was asked for");
-                return Ok(());
-            }
-            copy_of = Some(stored.sequence);
-        }
-        Err(format!("the job {} comes and goes", submission.name))
-    }
-
-    /// Whether a request is still to be looked at.
-    async fn waits(&mut self, sequence: u64) -> Result<bool, String> {
-        let name = self.bus.subjects.jobs_stream();
-        let failed =
-            |error: &dyn std::fmt::Display| format!("looking for request {sequence}: {error}");
-        let stream = self.bus.jetstream.get_stream_no_info(name).await;
-        let stream = stream.map_err(|error| failed(&error))?;
-        match stream.get_raw_message(sequence).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
-            Err(error) => Err(failed(&error)),
-        }
-    }
-
-    async fn record(&mut self, name: &JobName) -> Result<Option<JobRecord>, String> {
-        let bucket = self.bus.subjects.jobs_bucket();
-        let failed =
-            |error: &dyn std::fmt::Display| format!("reading the record of job {name}: {error}");
-        let stream = self
-            .bus
-            .jetstream
-            .get_stream_no_info(format!("KV_{bucket}"))
-            .await
-            .map_err(|error| failed(&error))?;
-        let subject = format!("$KV.{bucket}.{}", name.token());
-        match stream.get_last_raw_message_by_subject(&subject).await {
-            // A marker of a deletion has no value.
-            Ok(message) => Ok(serde_json::from_slice(&message.payload).ok()),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(failed(&error)),
-        }
-    }
-
-    async fn reject(
-        &mut self,
-        sequence: u64,
-        job: Option<JobName>,
-        problems: Vec<Problem>,
-    ) -> Result<(), String> {
-        tracing::warn!(
-            sequence,
-            ?problems,
-            "a push was not understood, or its rule makes no job of it"
-        );
-        let event = JobEvent::rejected(job, sequence, problems);
-        let subject = self
-            .bus
-            .subjects
-            .job_event(event.job.as_ref(), event.event.token());
-        let about = event
-            .job
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string);
-        let event = Event::new(
-            "job.rejected",
-            format!("rejected.{sequence}.{about}"),
-            format!("/{}/dispatcher", self.bus.subjects.prefix()),
-            about,
-            self.clock.now(),
-            event,
-        );
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
-        headers.insert("Content-Type", CONTENT_TYPE);
-        let body = serde_json::to_vec(&event).map_err(|error| error.to_string())?;
-        self.store(subject, headers, body).await.map(drop)
-    }
-
-    async fn store(
-        &mut self,
-        subject: String,
-        headers: HeaderMap,
-        body: Vec<u8>,
-    ) -> Result<PublishAck, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("storing on {subject}: {error}");
-        let stored = self.bus.store(subject.clone(), headers, body.into()).await;
-        let stored = stored.map_err(|error| failed(&error))?;
-        stored.await.map_err(|error| failed(&error))
-    }
-}
-
-/// Whether nothing would be gained by another run.
-fn stands(record: &JobRecord) -> bool {
-    let status = &record.status;
-    match status.phase {
-        JobPhase::Completed | JobPhase::Cancelled => status.outcome == Some(Outcome::Succeeded),
-        JobPhase::Resolving | JobPhase::Running | JobPhase::Idle | JobPhase::Paused => true,
     }
 }
 

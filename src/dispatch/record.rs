@@ -3,6 +3,7 @@
 use super::fleet::Fleet;
 use super::input::Effect;
 use super::job::{Job, Stage};
+use super::requests::part_id;
 use super::slots::JobId;
 use super::state::Dispatcher;
 use crate::domain::name::JobName;
@@ -32,13 +33,12 @@ impl Dispatcher {
     pub(super) fn tell_rejected(
         &self,
         now: Timestamp,
-        name: Option<JobName>,
-        sequence: u64,
-        problems: Vec<Problem>,
+        (name, problems): (Option<JobName>, Vec<Problem>),
+        (sequence, ordinal): (u64, usize),
         effects: &mut Vec<Effect>,
     ) {
         let event = JobEvent::rejected(name, sequence, problems);
-        let id = format!("rejected.{sequence}");
+        let id = format!("rejected.{}", part_id(sequence, ordinal));
         effects.push(Effect::TellJob {
             id,
             time: now,
@@ -108,7 +108,7 @@ impl Job {
         }
     }
 
-    fn outcome(&self) -> Option<Outcome> {
+    pub(super) fn outcome(&self) -> Option<Outcome> {
         match self.stage {
             Stage::Finished(outcome) => Some(outcome),
             Stage::Resolving | Stage::Running => None,

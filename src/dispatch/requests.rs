@@ -4,7 +4,8 @@
 //! dispatcher stopped between writing the record and acknowledging the message) changes nothing; it
 //! only tells again, under the same id, what may not have been told. This rests on requests being
 //! taken strictly one after the other, in their order: a submission that is delivered again after
-//! the request that deleted its job would make the job anew.
+//! the request that deleted its job would make the job anew. Pushes alone are taken as they come,
+//! because one may have to wait for its registry: the youngest of those that are about one job wins.
 
 use super::input::{Effect, Pause, Request};
 use super::job::{Job, PullState, Stage};
@@ -12,10 +13,10 @@ use super::rounds::CutShort;
 use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
 use crate::domain::name::JobName;
-use crate::domain::status::{Counts, NodeCounts};
+use crate::domain::status::{Counts, NodeCounts, Outcome};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{JobEventKind, Problem};
-use crate::wire::manifest::Submission;
+use crate::wire::manifest::{Rejection, Submission};
 
 /// Most jobs a cell keeps, finished ones included.
 pub(super) const MAX_JOBS: usize = 10_000;
@@ -32,30 +33,80 @@ impl Dispatcher {
             return;
         }
         let applied = match request {
-            Request::Submit(submission) => self.submit(now, *submission, sequence, effects),
+            Request::Submit(submission) => self.submit(now, *submission, (sequence, 0), effects),
             Request::Cancel(name) => self.cancel(now, &name, sequence, effects),
             Request::Delete(name) => self.delete(now, &name, sequence, effects),
             Request::Pause(name, pause) => self.pause(now, &name, pause, sequence, effects),
+            Request::Push(jobs) => {
+                self.push(now, jobs, sequence, effects);
+                Ok(())
+            }
             Request::Unreadable { name, problems } => {
-                self.tell_rejected(now, name, sequence, problems, effects);
+                self.tell_rejected(now, (name, problems), (sequence, 0), effects);
                 Ok(())
             }
         };
-        if let Err((name, message)) = applied {
-            let problems = vec![Problem {
-                path: String::new(),
-                message,
-            }];
-            self.tell_rejected(now, Some(name), sequence, problems, effects);
+        if let Err(refused) = applied {
+            self.tell_rejected(now, problem(refused), (sequence, 0), effects);
         }
         effects.push(Effect::Acknowledge { sequence });
+    }
+
+    /// Each job of a push for itself: one that cannot be made holds up no other.
+    fn push(
+        &mut self,
+        now: Timestamp,
+        jobs: Vec<Result<Submission, Rejection>>,
+        sequence: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        for (ordinal, job) in jobs.into_iter().enumerate() {
+            let applied = match job {
+                Ok(submission) => self
+                    .submit_pushed(now, submission, (sequence, ordinal), effects)
+                    .map_err(problem),
+                Err(rejection) => Err((rejection.name, rejection.problems)),
+            };
+            if let Err(refused) = applied {
+                self.tell_rejected(now, refused, (sequence, ordinal), effects);
+            }
+        }
+    }
+
+    /// As [`Self::submit`], but a job that is there, says the same and has not failed is left alone,
+    /// and nothing that was asked after the push was stored is undone.
+    fn submit_pushed(
+        &mut self,
+        now: Timestamp,
+        submission: Submission,
+        (sequence, ordinal): (u64, usize),
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), (JobName, String)> {
+        if let Some((_, job)) = self.job(&submission.name)
+            && job.request_sequence != sequence
+        {
+            let applied = job.request_sequence;
+            match job.spec == submission.spec {
+                true if !job.is_finished() || job.outcome() == Some(Outcome::Succeeded) => {
+                    return Ok(());
+                }
+                false if sequence < applied => {
+                    let message = format!(
+                        "request {applied}, which came after this push, is what the job does now; the push changes nothing"
+                    );
+                    return Err((submission.name, message));
+                }
+                _ => {}
+            }
+        }
+        self.submit(now, submission, (sequence, ordinal), effects)
     }
 
     fn submit(
         &mut self,
         now: Timestamp,
         submission: Submission,
-        sequence: u64,
+        (sequence, ordinal): (u64, usize),
         effects: &mut Vec<Effect>,
     ) -> Result<(), (JobName, String)> {
         match self
@@ -68,7 +119,7 @@ impl Dispatcher {
                 );
                 return Err((submission.name, message));
             }
-            None => self.create(now, submission, sequence, effects),
+            None => self.create(now, submission, (sequence, ordinal), effects),
             Some((id, applied, _)) if sequence == applied => {
                 self.tell_job(now, id, JobEventKind::Accepted, effects);
             }
@@ -83,13 +134,13 @@ impl Dispatcher {
         &mut self,
         now: Timestamp,
         submission: Submission,
-        sequence: u64,
+        (sequence, ordinal): (u64, usize),
         effects: &mut Vec<Effect>,
     ) {
         let job = Job {
             name: submission.name,
             labels: submission.labels,
-            uid: format!("{:x}-{sequence:x}", now.as_millis()),
+            uid: format!("{:x}-{}", now.as_millis(), part_id(sequence, ordinal)),
             generation: 1,
             created_at: now,
             request_sequence: sequence,
@@ -334,6 +385,19 @@ impl Dispatcher {
         self.check_job(now, id, effects);
         Ok(())
     }
+}
+
+/// Names a job that a request is about: most are about one, a push may be about several.
+pub(super) fn part_id(sequence: u64, ordinal: usize) -> String {
+    match ordinal {
+        0 => format!("{sequence:x}"),
+        _ => format!("{sequence:x}-{ordinal:x}"),
+    }
+}
+
+fn problem((name, message): (JobName, String)) -> (Option<JobName>, Vec<Problem>) {
+    let path = String::new();
+    (Some(name), vec![Problem { path, message }])
 }
 
 impl Job {

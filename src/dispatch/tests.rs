@@ -7,6 +7,7 @@ mod lease;
 mod lifecycle;
 mod limits;
 mod nodes;
+mod pushed;
 mod requests;
 mod rounds;
 mod takeover;

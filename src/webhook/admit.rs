@@ -18,6 +18,10 @@ pub struct Admitted {
     pub refused: Vec<String>,
 }
 
+/// Why a push by digest does not count.
+pub const DIGEST_ONLY_IS_OFF: &str =
+    "a push without a tag may be of an index's child; digest-only is off";
+
 /// Applies a source's settings to what its payload says.
 #[must_use]
 pub fn admit(settings: &SourceSettings, reading: Reading) -> Admitted {
@@ -29,8 +33,10 @@ pub fn admit(settings: &SourceSettings, reading: Reading) -> Admitted {
     if settings.digest_only {
         pushes.extend(reading.by_digest);
     } else {
-        let why = "a push without a tag may be of an index's child; digest-only is off";
-        let ignored = reading.by_digest.iter().map(|_| why.to_owned());
+        let ignored = reading
+            .by_digest
+            .iter()
+            .map(|_| DIGEST_ONLY_IS_OFF.to_owned());
         admitted.ignored.extend(ignored);
     }
     let mut seen = BTreeSet::new();

@@ -169,3 +169,33 @@ async fn a_payload_is_tried_without_a_broker() {
         "{test:?}"
     );
 }
+
+/// By digest alone it may be of an index's child: it counts where the receiver is told so.
+#[tokio::test]
+async fn a_push_by_digest_counts_as_the_receiver_would_count_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = json!({
+        "type": "PUSH_ARTIFACT", "occur_at": 1,
+        "event_data": {
+            "resources": [{"digest": format!("sha256:{}", "7".repeat(64)), "tag": "", "resource_url": "registry.example.com/team/app"}],
+            "repository": {"repo_full_name": "team/app"},
+        },
+    });
+    let any = RULE.replace("tag: 'v*'", "");
+    let any = file(&folder, "any.yaml", &any);
+    let child = file(&folder, "child.json", &child.to_string());
+    for digest_only in [false, true] {
+        let source = ["--source", "harbor", "--digest-only"];
+        let source = &source[..2 + usize::from(digest_only)];
+        let words = [&["rules", "test", "-o", "json"], source, &["-f"]].concat();
+        let test = prewarm(words).arg(&any).arg(&child).run().await;
+        let told: Value = serde_json::from_str(&test.stdout).unwrap();
+        let (pushes, ignored) = (&told["pushes"], told["ignored"].to_string());
+        assert_eq!(
+            pushes.as_array().unwrap().len(),
+            usize::from(digest_only),
+            "{told}"
+        );
+        assert_eq!(ignored.contains("digest-only"), !digest_only, "{told}");
+    }
+}

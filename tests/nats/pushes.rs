@@ -293,6 +293,38 @@ async fn a_push_after_its_job_was_deleted_makes_it_anew(version: NatsVersion) {
     dispatcher.stop().await;
 }
 
+/// The most that may wait is an operator's to set; here it is little.
+async fn a_stream_full_of_pushes_is_worked_off(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let first = cell.dispatcher("one").await;
+    apply(&cell, "apps", json!({"registry": "**", "repository": "**"})).await;
+    tell_until_made(&cell, push("1", 100)).await;
+    first.stop().await;
+    let name = cell.bus.subjects.jobs_stream();
+    let stream = cell.bus.jetstream.get_stream(name).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    config.max_messages = 20;
+    cell.bus.jetstream.update_stream(config).await.unwrap();
+    for n in 0..20 {
+        tell(&cell, push("1", n).to_string()).await;
+    }
+    let one_more = cell
+        .bus
+        .jetstream
+        .publish(cell.bus.subjects.push(), push("1", 99).to_string().into());
+    assert!(one_more.await.unwrap().await.is_err(), "the stream is full");
+    let second = cell.dispatcher("two").await;
+    eventually("a job of each push", LIMIT, async || {
+        match jobs(&cell).await.len() {
+            21 => Ok(()),
+            made => Err(format!("{made} jobs")),
+        }
+    })
+    .await;
+    settled(&cell).await;
+    second.stop().await;
+}
+
 on_every_generation!(
     ten_tags_of_a_digest_in_a_second_warm_the_nodes_with_one_job,
     a_digest_that_is_pushed_again_later_makes_no_second_job,
@@ -300,5 +332,6 @@ on_every_generation!(
     what_is_no_push_is_told_and_what_no_rule_is_about_is_not,
     tags_that_mean_nothing_hold_no_other_push_back,
     a_push_after_its_job_was_deleted_makes_it_anew,
+    a_stream_full_of_pushes_is_worked_off,
     rules_count_from_the_moment_they_are_applied_until_they_are_deleted,
 );

@@ -1,7 +1,7 @@
 //! What users do and what goes wrong, planned from the seed before the simulation begins, so that
 //! parts of it can be left out when a failure is shrunk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prewarm::dispatch::{Pause, Request};
 use prewarm::domain::image::ImageRef;
@@ -242,13 +242,12 @@ impl Planner<'_> {
     fn request(&mut self) -> Request {
         let name = self.job();
         match self.rng.below(20) {
-            0..=11 => {
-                let spec = self.spec();
-                Request::Submit(Box::new(Submission {
-                    name,
-                    labels: BTreeMap::new(),
-                    spec,
-                }))
+            0..=8 => Request::Submit(Box::new(self.submission(name))),
+            9..=11 => {
+                let others = self.rng.below(3);
+                let names: BTreeSet<_> = (0..others).map(|_| self.job()).chain([name]).collect();
+                let jobs = names.into_iter().map(|name| Ok(self.submission(name)));
+                Request::Push(jobs.collect())
             }
             12 | 13 => Request::Cancel(name),
             14 | 15 => Request::Delete(name),
@@ -261,6 +260,14 @@ impl Planner<'_> {
                     message: "is wrong".to_owned(),
                 }],
             },
+        }
+    }
+
+    fn submission(&mut self, name: JobName) -> Submission {
+        Submission {
+            name,
+            labels: BTreeMap::new(),
+            spec: self.spec(),
         }
     }
 

@@ -9,6 +9,7 @@ use prewarm::domain::name::NodeName;
 use prewarm::domain::node::{NodeFacts, ZONE_LABEL};
 use prewarm::domain::status::JobPhase;
 use prewarm::wire::event::{JobEvent, JobEventKind, PullState, TaskEvent};
+use prewarm::wire::manifest::{Rejection, Submission};
 use prewarm::wire::record::JobRecord;
 use prewarm::wire::task::{PullTask, Run};
 
@@ -242,6 +243,7 @@ impl Checks {
             Request::Submit(submission) => &submission.name,
             Request::Cancel(name) | Request::Pause(name, _) => name,
             Request::Delete(_) => return Ok(()),
+            Request::Push(jobs) => return self.pushed(broker, sequence, jobs),
             Request::Unreadable { .. } => {
                 return if self.rejected.contains(&sequence) {
                     Ok(())
@@ -261,12 +263,31 @@ impl Checks {
         }
     }
 
+    /// A push was taken off the queue: each of its jobs is there with what it says, or with what came later.
+    fn pushed(
+        &self,
+        broker: &Broker<Payload>,
+        sequence: u64,
+        jobs: &[Result<Submission, Rejection>],
+    ) -> Verdict {
+        for job in jobs {
+            let there = job.as_ref().is_ok_and(|submission| {
+                record(broker, &submission.name).is_some_and(|record| {
+                    record.metadata.request_sequence >= sequence || record.spec == submission.spec
+                })
+            });
+            if !there && !self.rejected.contains(&sequence) && !self.was_deleted_since(sequence) {
+                return Err(format!(
+                    "push {sequence} was acknowledged and is lost: {job:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the job that the request made or changed has been deleted: its name is in its uid.
     fn was_deleted_since(&self, sequence: u64) -> bool {
-        let made_by = |uid: &String| {
-            let (_, by) = uid.rsplit_once('-')?;
-            u64::from_str_radix(by, 16).ok()
-        };
+        let made_by = |uid: &String| u64::from_str_radix(uid.split('-').nth(1)?, 16).ok();
         self.deleted
             .iter()
             .filter_map(made_by)

@@ -331,6 +331,23 @@ fn every_request_that_comes_again_changes_nothing() {
     assert_idempotent(base, || submission("base", |_| {}));
     assert_idempotent(base, other);
     assert_idempotent(finished, || submission("base", |_| {}));
+    let pushed = |of: &'static str| {
+        move || match submission("base", |spec| spec.images = vec![image(of)]) {
+            Request::Submit(one) => {
+                let two = crate::wire::manifest::Submission {
+                    name: job("other"),
+                    ..(*one).clone()
+                };
+                Request::Push(vec![Ok(*one), Ok(two)])
+            }
+            other => other,
+        }
+    };
+    for of in ["app:1", "new:2"] {
+        assert_idempotent(|_| {}, pushed(of));
+        assert_idempotent(base, pushed(of));
+        assert_idempotent(finished, pushed(of));
+    }
     assert_idempotent(base, || Request::Cancel(job("base")));
     assert_idempotent(finished, || Request::Cancel(job("base")));
     assert_idempotent(base, || Request::Delete(job("base")));

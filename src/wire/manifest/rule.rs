@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, note};
 use super::patterns::Patterns;
-use super::{API_VERSION, KIND as JOB_KIND, Rejection, read as read_job};
+use super::{API_VERSION, KIND as JOB_KIND, Rejection, Submission, read as read_job};
 use crate::domain::image::Digest;
 use crate::domain::name::JobName;
 use crate::wire::event::Problem;
@@ -331,6 +331,14 @@ impl PushRule {
             "spec": spec,
         });
         read_job(&document).map(|_| document)
+    }
+
+    /// The same, read.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub fn submission(&self, push: &Push) -> Result<Submission, Rejection> {
+        read_job(&self.manifest(push)?)
     }
 
     /// Fills the template in with samples, and notes what is wrong with the jobs that come out.
