@@ -199,6 +199,7 @@ pub fn registry(settings: RegistrySettings) -> Registry {
         hosts_dirs: settings.hosts_dirs,
         docker_config: settings.docker_config,
         secrets_dir: Some(settings.secrets_dir),
+        credential_providers: settings.credential_providers,
     })
 }
 

@@ -9,8 +9,10 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::oidc::Keys;
 use super::settings::KeySource;
 
-/// How often keys are read at most, whoever asks.
-const READ_EVERY: Duration = Duration::from_secs(60);
+/// How often keys are read at most, whoever asks: tokens of signers that nobody knows cost no more than that.
+const READ_EVERY: Duration = Duration::from_secs(10);
+/// The same when they could not be read.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How long reading them may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest set of keys in bytes.
@@ -20,7 +22,14 @@ const MAX_BYTES: usize = 256 * 1024;
 pub(super) struct KeyRing {
     source: KeySource,
     keys: Mutex<Arc<Keys>>,
-    read: AsyncMutex<Option<Instant>>,
+    read: AsyncMutex<Option<Read>>,
+    every: Duration,
+}
+
+/// When keys were read last, and why they could not be.
+struct Read {
+    at: Instant,
+    error: Option<String>,
 }
 
 impl KeyRing {
@@ -29,30 +38,49 @@ impl KeyRing {
             source,
             keys: Mutex::default(),
             read: AsyncMutex::default(),
+            every: READ_EVERY,
         }
     }
 
     /// The keys, looked up anew if they lack the signer of this header's token.
-    pub(super) async fn of(&self, authorization: Option<&[u8]>) -> Arc<Keys> {
+    ///
+    /// # Errors
+    /// They lack it and cannot be read: whether the token is good is not known.
+    pub(super) async fn of(&self, authorization: Option<&[u8]>) -> Result<Arc<Keys>, String> {
         let known = || Arc::clone(&self.keys.lock().unwrap_or_else(PoisonError::into_inner));
         let lacking = |keys: &Keys| authorization.is_some_and(|value| !keys.know(value));
         if self.source == KeySource::None || !lacking(&known()) {
-            return known();
+            return Ok(known());
         }
         let mut read = self.read.lock().await;
         // Somebody else may have read them while we waited.
-        if lacking(&known()) && read.is_none_or(|read| read.elapsed() >= READ_EVERY) {
-            *read = Some(Instant::now());
-            match self.fetch().await {
+        if !lacking(&known()) {
+            return Ok(known());
+        }
+        let is_due = read.as_ref().is_none_or(|read| {
+            let every = match read.error {
+                Some(_) => self.every.min(RETRY_EVERY),
+                None => self.every,
+            };
+            read.at.elapsed() >= every
+        });
+        if is_due {
+            let fetched = self.fetch().await;
+            let (at, error) = (Instant::now(), fetched.as_ref().err().cloned());
+            *read = Some(Read { at, error });
+            match fetched {
                 Ok(keys) => {
                     *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
                 }
                 Err(error) => {
-                    tracing::warn!(error, source = ?self.source, "cannot read the keys of tokens")
+                    tracing::warn!(error, source = ?self.source, "cannot read the keys of tokens");
                 }
             }
         }
-        known()
+        match read.as_ref().and_then(|read| read.error.as_ref()) {
+            Some(error) => Err(format!("the keys of tokens cannot be read: {error}")),
+            None => Ok(known()),
+        }
     }
 
     async fn fetch(&self) -> Result<Keys, String> {
@@ -98,4 +126,101 @@ async fn fetch(url: &str) -> Result<Vec<u8>, String> {
         text.extend_from_slice(&chunk);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::*;
+
+    /// What serves keys: which are there, how often it was asked, and whether it answers.
+    #[derive(Default)]
+    struct Provider {
+        kid: Mutex<&'static str>,
+        asked: AtomicUsize,
+        is_up: AtomicBool,
+    }
+
+    impl Provider {
+        async fn serve(self: &Arc<Self>) -> String {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let provider = Arc::clone(self);
+            let keys = get(async move || {
+                provider.asked.fetch_add(1, Ordering::Relaxed);
+                let kid = *provider.kid.lock().unwrap();
+                let keys = format!(
+                    r#"{{"keys": [{{"kty": "RSA", "kid": "{kid}", "n": "AQAB", "e": "AQAB"}}]}}"#
+                );
+                match provider.is_up.load(Ordering::Relaxed) {
+                    true => (StatusCode::OK, keys),
+                    false => (StatusCode::BAD_GATEWAY, String::new()),
+                }
+            });
+            let app = Router::new().route("/certs", keys);
+            tokio::spawn(async move { axum::serve(listener, app).await });
+            format!("http://{address}/certs")
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    fn token(kid: &str) -> Vec<u8> {
+        let head = format!(r#"{{"alg": "RS256", "kid": "{kid}"}}"#);
+        format!("Bearer {}.e30.AA", URL_SAFE_NO_PAD.encode(head)).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn keys_of_a_url_are_read_when_a_token_needs_them_and_no_more_often_than_that() {
+        let provider = Arc::new(Provider::default());
+        provider.is_up.store(true, Ordering::Relaxed);
+        *provider.kid.lock().unwrap() = "one";
+        let url = provider.serve().await;
+        let ring = KeyRing::new(KeySource::Url(url.clone()));
+        assert!(ring.of(None).await.is_ok() && provider.asked() == 0);
+        let (one, two) = (token("one"), token("two"));
+        for _ in 0..3 {
+            assert!(ring.of(Some(&one)).await.unwrap().know(&one));
+        }
+        assert_eq!(provider.asked(), 1);
+        for _ in 0..3 {
+            assert!(!ring.of(Some(&two)).await.unwrap().know(&two));
+        }
+        assert_eq!(provider.asked(), 1, "nobody makes it ask all the time");
+        *provider.kid.lock().unwrap() = "two";
+        let ring = KeyRing {
+            every: Duration::ZERO,
+            ..ring
+        };
+        assert!(ring.of(Some(&two)).await.unwrap().know(&two), "new keys");
+        assert_eq!(provider.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn while_keys_cannot_be_read_nobody_is_called_wrong() {
+        let provider = Arc::new(Provider::default());
+        *provider.kid.lock().unwrap() = "one";
+        let ring = KeyRing::new(KeySource::Url(provider.serve().await));
+        let one = token("one");
+        for _ in 0..3 {
+            let error = ring.of(Some(&one)).await.unwrap_err();
+            assert!(error.contains("502"), "{error}");
+        }
+        assert_eq!(provider.asked(), 1);
+        provider.is_up.store(true, Ordering::Relaxed);
+        let ring = KeyRing {
+            every: Duration::ZERO,
+            ..ring
+        };
+        assert!(ring.of(Some(&one)).await.unwrap().know(&one));
+    }
 }

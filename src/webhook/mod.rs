@@ -5,6 +5,8 @@
 
 pub mod admit;
 pub mod auth;
+mod body;
+mod connections;
 mod keys;
 pub mod metrics;
 pub mod oidc;
@@ -13,3 +15,4 @@ pub mod server;
 pub mod settings;
 pub mod source;
 mod tls;
+mod warnings;

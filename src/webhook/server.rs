@@ -1,21 +1,19 @@
 //! The shell: connections, requests, and the word to the broker.
 //!
-//! A request holds one of a bounded number of places from its first byte to its answer. All of its pushes are
-//! published at once and their acknowledgements awaited together.
+//! A request holds one of a bounded number of places from the last byte of its body to its answer. All of its pushes
+//! are published at once and their acknowledgements awaited together.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_nats::HeaderMap;
 use async_nats::connection::State;
 use async_nats::header::NATS_MESSAGE_ID;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt as _;
 use futures::future::try_join_all;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -31,26 +29,27 @@ use tokio_util::task::TaskTracker;
 
 use super::admit::{Admitted, admit, message_id};
 use super::auth::{self, Shown};
+use super::body::{Bodies, BodyError};
+use super::connections::{Connection, Connections};
 use super::keys::KeyRing;
 use super::metrics::{Metrics, NO_SOURCE};
 use super::settings::SourceSettings;
 use super::source::{self, Source};
 use super::tls::Certificate;
+use super::warnings::Warnings;
 use crate::bus::Bus;
 use crate::wire::push::Push;
 
 /// Where webhooks are posted; the source follows.
 const PATH: &str = "/webhooks/";
-/// Most connections at once; one more waits until one ends.
-const MAX_CONNECTIONS: usize = 1_024;
+/// Most connections at once, unless the settings say; for one more, the one that is waited for longest goes.
+pub const MAX_CONNECTIONS: usize = 1_024;
 /// How long a handshake, and the head of a request, may take.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests may go on after the role was told to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(5);
 /// When a sender that was turned away is asked to try again, in seconds.
 const RETRY_AFTER: &str = "1";
-/// Most bytes of a body that are read when they are not kept.
-const MAX_DISCARDED: usize = 64 * 1024 * 1024;
 /// Most pushes one request may hold.
 const MAX_PUSHES: usize = 1_000;
 
@@ -68,8 +67,10 @@ pub struct ServerSettings {
     pub request_timeout: Duration,
     /// How long the broker may take to have the pushes of a request.
     pub publish_timeout: Duration,
-    /// Most requests at once; one more is turned away.
+    /// Most requests at once whose bodies are there; one more is turned away.
     pub max_in_flight: usize,
+    /// Most connections at once.
+    pub max_connections: usize,
 }
 
 /// Why the receiver cannot be.
@@ -95,9 +96,11 @@ struct Shared {
     bus: Arc<OnceLock<Bus>>,
     metrics: Metrics,
     places: Semaphore,
-    max_body: usize,
-    request_timeout: Duration,
+    connections: Arc<Connections>,
+    bodies: Bodies,
     publish_timeout: Duration,
+    began: Instant,
+    warnings: Warnings,
 }
 
 impl Server {
@@ -127,9 +130,11 @@ impl Server {
             bus,
             metrics,
             places: Semaphore::new(settings.max_in_flight),
-            max_body: settings.max_body,
-            request_timeout: settings.request_timeout,
+            connections: Connections::new(settings.max_connections),
+            bodies: Bodies::new(settings.max_body, settings.request_timeout),
             publish_timeout: settings.publish_timeout,
+            began: Instant::now(),
+            warnings: Warnings::default(),
         });
         Ok(Self {
             listener,
@@ -148,12 +153,8 @@ impl Server {
 
     /// Serves until `shutdown`, and then lets requests come to their end.
     pub async fn run(self, shutdown: CancellationToken) {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let tracker = TaskTracker::new();
         loop {
-            let Ok(place) = Arc::clone(&connections).acquire_owned().await else {
-                break;
-            };
             let stream = tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
@@ -166,11 +167,20 @@ impl Server {
                 },
                 () = shutdown.cancelled() => break,
             };
+            let entered = tokio::select! {
+                entered = self.shared.connections.enter() => entered,
+                () = shutdown.cancelled() => break,
+            };
+            let Some(place) = entered.map(Arc::new) else {
+                break;
+            };
             let tls = self.certificate.as_ref().map(Certificate::current);
             let (shared, shutdown) = (Arc::clone(&self.shared), shutdown.clone());
             tracker.spawn(async move {
-                connection(stream, tls, shared, shutdown).await;
-                drop(place);
+                tokio::select! {
+                    () = connection(stream, tls, shared, Arc::clone(&place), shutdown) => {}
+                    () = place.closed() => tracing::debug!("a connection made room for another"),
+                }
             });
         }
         tracker.close();
@@ -187,28 +197,37 @@ async fn connection(
     stream: TcpStream,
     tls: Option<Arc<rustls::ServerConfig>>,
     shared: Arc<Shared>,
+    place: Arc<Connection>,
     shutdown: CancellationToken,
 ) {
     // An answer is one small write, which waiting for more would only delay.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return serve(stream, shared, shutdown).await;
+        return serve(stream, shared, place, shutdown).await;
     };
     let handshake = TlsAcceptor::from(tls).accept(stream);
     match tokio::time::timeout(HEAD_TIMEOUT, handshake).await {
-        Ok(Ok(stream)) => serve(stream, shared, shutdown).await,
+        Ok(Ok(stream)) => serve(stream, shared, place, shutdown).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
     }
 }
 
-async fn serve<S>(stream: S, shared: Arc<Shared>, shutdown: CancellationToken)
-where
+async fn serve<S>(
+    stream: S,
+    shared: Arc<Shared>,
+    place: Arc<Connection>,
+    shutdown: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, std::convert::Infallible>(answer(&shared, request).await) }
+        let (shared, place) = (Arc::clone(&shared), Arc::clone(&place));
+        async move {
+            let answer = answer(&shared, &place, request).await;
+            place.is_waited_for();
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -245,24 +264,23 @@ impl Answer {
     }
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
-    let (source, answer) = match shared.places.try_acquire() {
-        Ok(_place) => handle(shared, request).await,
-        Err(_) => {
-            let say = "too many requests at once; try again";
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            (None, Answer::failed(status, "busy", say))
-        }
-    };
+async fn answer(
+    shared: &Shared,
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (source, answer) = handle(shared, connection, request).await;
     let label = source.map_or(NO_SOURCE, Source::as_str);
     let requests = shared
         .metrics
         .requests
         .with_label_values(&[label, answer.outcome]);
     requests.inc();
-    if !matches!(answer.outcome, "published" | "nothing") {
+    if !matches!(answer.outcome, "published" | "nothing")
+        && let Some(left_out) = shared.warnings.admit(shared.began.elapsed())
+    {
         let (outcome, body) = (answer.outcome, &answer.body);
-        tracing::warn!(source = label, outcome, %body, "a webhook was not taken");
+        tracing::warn!(source = label, outcome, %body, left_out, "a webhook was not taken");
     }
     let mut response = Response::new(Body::from(answer.body.to_string()));
     *response.status_mut() = answer.status;
@@ -275,7 +293,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Body> {
     response
 }
 
-async fn handle(shared: &Shared, request: Request<Incoming>) -> (Option<Source>, Answer) {
+async fn handle(
+    shared: &Shared,
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> (Option<Source>, Answer) {
     let (head, body) = request.into_parts();
     let named = head.uri.path().strip_prefix(PATH).unwrap_or_default();
     let (name, secret) = match named.split_once('/') {
@@ -298,23 +320,35 @@ async fn handle(shared: &Shared, request: Request<Incoming>) -> (Option<Source>,
             Answer::failed(status, "not-post", "webhooks are posted"),
         );
     }
-    let body = match whole(shared, body).await {
+    let body = match shared.bodies.read(body).await {
         Ok(body) => body,
-        Err(answer) => return (source, answer),
+        Err(error) => return (source, without_body(&error)),
+    };
+    connection.is_busy();
+    let Ok(_place) = shared.places.try_acquire() else {
+        let say = "too many requests at once; try again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return (source, Answer::failed(status, "busy", say));
     };
     let authorization = head.headers.get(header::AUTHORIZATION);
-    let keys = keys.of(authorization.map(HeaderValue::as_bytes)).await;
+    let keys = match keys.of(authorization.map(HeaderValue::as_bytes)).await {
+        Ok(keys) => keys,
+        Err(error) => {
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return (source, Answer::failed(status, "unavailable", error));
+        }
+    };
     let shown = Shown {
         path: secret,
         headers: &head.headers,
-        body: &body,
+        body: &body.bytes,
         now: now(),
     };
     if let Err(error) = auth::check(&settings.proof, shown, &keys) {
         let answer = Answer::failed(StatusCode::UNAUTHORIZED, "unproven", error);
         return (source, answer);
     }
-    let reading = match source::read(settings.source, &head.headers, &body) {
+    let reading = match source::read(settings.source, &head.headers, &body.bytes) {
         Ok(reading) => reading,
         Err(error) => {
             let answer = Answer::failed(StatusCode::BAD_REQUEST, "malformed", error);
@@ -327,46 +361,13 @@ async fn handle(shared: &Shared, request: Request<Incoming>) -> (Option<Source>,
     )
 }
 
-/// The body, within its limits.
-async fn whole(shared: &Shared, body: Incoming) -> Result<Bytes, Answer> {
-    let reading = read_body(body, shared.max_body);
-    match tokio::time::timeout(shared.request_timeout, reading).await {
-        Ok(Ok(Some(body))) => Ok(body),
-        Ok(Ok(None)) => Err(Answer::failed(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too-large",
-            format!(
-                "the body is larger than {} bytes (--max-body)",
-                shared.max_body
-            ),
-        )),
-        Ok(Err(error)) => Err(Answer::failed(StatusCode::BAD_REQUEST, "cut-off", error)),
-        Err(_) => Err(Answer::failed(
-            StatusCode::REQUEST_TIMEOUT,
-            "too-slow",
-            format!(
-                "the body did not come within {:?} (--request-timeout)",
-                shared.request_timeout
-            ),
-        )),
-    }
-}
-
-/// The body, or nothing if it is larger than `most` bytes. What is too large is read to its end, within bounds
-/// and without being kept: a sender that is cut off while it sends does not see the answer.
-async fn read_body(body: Incoming, most: usize) -> Result<Option<Bytes>, axum::Error> {
-    let mut chunks = Body::new(body).into_data_stream();
-    let (mut kept, mut length) = (BytesMut::new(), 0_usize);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk?;
-        length = length.saturating_add(chunk.len());
-        if length <= most {
-            kept.extend_from_slice(&chunk);
-        } else if length > MAX_DISCARDED {
-            break;
-        }
-    }
-    Ok((length <= most).then(|| kept.freeze()))
+fn without_body(error: &BodyError) -> Answer {
+    let (status, outcome) = match error {
+        BodyError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
+        BodyError::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
+        BodyError::CutOff(_) => (StatusCode::BAD_REQUEST, "cut-off"),
+    };
+    Answer::failed(status, outcome, error)
 }
 
 fn now() -> u64 {

@@ -177,8 +177,7 @@ pub fn settings_at(socket: PathBuf, certs_dir: PathBuf) -> ContainerdConfig {
         min_free_disk: DiskReserve::Percent(0),
         registry: Registry::new(RegistryConfig {
             hosts_dirs: vec![certs_dir],
-            docker_config: None,
-            secrets_dir: None::<PathBuf>,
+            ..RegistryConfig::default()
         }),
         limits: PullLimits::default(),
     }

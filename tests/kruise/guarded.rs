@@ -106,8 +106,8 @@ impl Guarded {
     pub(crate) fn registry(&self) -> Registry {
         Registry::new(RegistryConfig {
             hosts_dirs: vec![self.dir.path().join("certs.d")],
-            docker_config: None,
             secrets_dir: Some(self.dir.path().join("secrets")),
+            ..RegistryConfig::default()
         })
     }
 }

@@ -68,6 +68,17 @@ fn pushes_are_read() {
         "{reading:?}"
     );
     assert!(name(&reading).starts_with("registrycluster.local/library/test@sha256:fea8895f"));
+    let acr = include_str!("payloads/acr.json");
+    let wanted = "myregistry.azurecr.io/hello-world:v1@sha256:80f0d5c8";
+    assert!(name(&file(Source::Acr, acr).unwrap()).starts_with(wanted));
+    let gitea = include_str!("payloads/gitea.json");
+    assert_eq!(
+        name(&file(Source::Gitea, gitea).unwrap()),
+        "localhost:3000/user1/giteacontainer:latest"
+    );
+    let jfrog = include_str!("payloads/jfrog-docker.json");
+    let wanted = "example.jfrog.io/docker-remote-cache/library/ubuntu:latest@sha256:35c4a2c1";
+    assert!(name(&file(Source::JFrog, jfrog).unwrap()).starts_with(wanted));
     // So is GitHub's.
     let reading = file(
         Source::GitHub,
@@ -91,7 +102,9 @@ fn what_is_no_image_is_ignored() {
         ),
         (Source::GitHub, include_str!("payloads/github-ping.json")),
         (Source::JFrog, include_str!("payloads/jfrog-artifact.json")),
+        (Source::Acr, include_str!("payloads/acr-delete.json")),
         (Source::Nexus, include_str!("payloads/nexus-asset.json")),
+        (Source::Nexus, include_str!("payloads/nexus-component.json")),
         (
             Source::CloudEvents,
             include_str!("payloads/cdevents-golang.json"),
@@ -114,6 +127,9 @@ fn an_example_that_names_no_image_is_refused_with_its_place() {
     assert!(error.message.contains("is not a digest"), "{error}");
     let error = file(Source::Aliyun, include_str!("payloads/aliyun.json")).unwrap_err();
     assert_eq!(error.place, "push_data");
+    let error = file(Source::Gar, include_str!("payloads/gar.json")).unwrap_err();
+    assert_eq!(error.place, "message.data");
+    assert!(error.message.contains("is not a digest"), "{error}");
     let whole = include_str!("payloads/ecr.json").replace("abcd1234", "abcd12345678");
     let wanted = "123456789012.dkr.ecr.us-west-2.amazonaws.com/my-repository-name:latest@";
     assert!(name(&file(Source::Ecr, &whole).unwrap()).starts_with(wanted));
@@ -136,6 +152,34 @@ fn events_that_are_wrapped_or_transformed_are_read() {
     assert_eq!(
         name(&file(Source::Aliyun, &aliyun.to_string()).unwrap()),
         wanted
+    );
+    // As Harbor writes it: the whole reference where the repository's URL belongs.
+    let purl = format!(
+        "pkg:oci/busybox@{d}?repository_url=harbor.dev%2Flibrary%2Fbusybox:v1.0@{d}&tag=v1.0"
+    );
+    let event = json!({"specversion": "1.0", "id": "i", "type": "dev.cdevents.artifact.published.0.1.1", "data": {
+        "context": {"version": "0.3.0", "id": "i", "type": "dev.cdevents.artifact.published.0.1.1"},
+        "subject": {"id": purl, "type": "artifact", "content": {}},
+        "customData": {
+            "resources": [{"digest": d, "tag": "v1.0", "resource_url": format!("harbor.dev/library/busybox:v1.0@{d}")}],
+            "repository": {"name": "busybox", "namespace": "library", "repo_full_name": "library/busybox"}}}});
+    for source in [Source::CloudEvents, Source::Harbor] {
+        let reading = file(source, &event.to_string()).unwrap();
+        let wanted = format!("harbor.dev/library/busybox:v1.0@{d}");
+        assert_eq!(name(&reading), wanted, "{source:?}");
+        assert_eq!(reading.pushes[0].event_id.as_deref(), Some("i"));
+    }
+    let unwrapped = json!({"action": "INSERT", "digest": format!("us-docker.pkg.dev/p/r/app@{d}"), "tag": "us-docker.pkg.dev/p/r/app:1"});
+    let mut headers = HeaderMap::new();
+    headers.insert("x-goog-pubsub-message-id", "7".parse().unwrap());
+    let reading = read(Source::Gar, &headers, unwrapped.to_string().as_bytes()).unwrap();
+    assert_eq!(name(&reading), format!("us-docker.pkg.dev/p/r/app:1@{d}"));
+    assert_eq!(reading.pushes[0].event_id.as_deref(), Some("7"));
+    let no_origin = include_str!("payloads/jfrog-docker.json").replace("jpd_origin", "other");
+    let push = file(Source::JFrog, &no_origin).unwrap().pushes.remove(0);
+    assert_eq!(
+        (push.registry.as_str(), push.repository.as_str()),
+        ("docker-remote-cache", "library/ubuntu")
     );
     let push = json!({"registry": "r.example.com", "repository": "a", "tag": "1"});
     let structured =
@@ -163,4 +207,32 @@ fn events_that_are_wrapped_or_transformed_are_read() {
         ),
         ("hosted", "a/b")
     );
+}
+
+/// Gitea and GitHub offer a form in the place of JSON.
+#[test]
+fn a_form_is_read_as_its_payload() {
+    let mut headers = HeaderMap::new();
+    let kind = "application/x-www-form-urlencoded; charset=utf-8";
+    headers.insert("content-type", kind.parse().unwrap());
+    for (source, payload) in [
+        (Source::Gitea, include_str!("payloads/gitea.json")),
+        (
+            Source::GitHub,
+            include_str!("payloads/github-package-container.json"),
+        ),
+    ] {
+        let form: String = form_urlencoded::Serializer::new(String::new())
+            .append_pair("payload", payload)
+            .finish();
+        let reading = read(source, &headers, form.as_bytes()).unwrap();
+        assert_eq!(reading, file(source, payload).unwrap());
+        for (body, place) in [
+            ("a=b", "payload: "),
+            ("payload=%7B", "payload: line 1 column 1"),
+        ] {
+            let error = read(source, &headers, body.as_bytes()).unwrap_err();
+            assert!(error.to_string().starts_with(place), "{error}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use prewarm::webhook::server::ServerSettings;
 use prewarm::webhook::source::Source;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -95,8 +96,14 @@ async fn a_missing_stream_is_503() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_request_more_than_there_are_places_for_is_told_to_come_again() {
-    let receiver = Receiver::start_with(|settings| settings.max_in_flight = 1, "").await;
-    let held = begin(&receiver).await;
+    let change = |settings: &mut ServerSettings| {
+        settings.max_in_flight = 1;
+        settings.publish_timeout = LIMIT;
+    };
+    let mut receiver = Receiver::start_with(change, "").await;
+    receiver.nats.process().signal(Signal::STOP);
+    let base = receiver.base.clone();
+    let held = tokio::spawn(async move { post(&base, Source::Harbor, &body(2), &[]).await });
     let url = format!("{}/webhooks/harbor", receiver.base);
     let busy = eventually("the only place to be taken", LIMIT, async || {
         let client = crate::support::images::http();
@@ -111,7 +118,8 @@ async fn one_request_more_than_there_are_places_for_is_told_to_come_again() {
     })
     .await;
     assert_eq!(busy.headers()["retry-after"], "1");
-    drop(held);
+    receiver.nats.process().signal(Signal::CONT);
+    assert_eq!(held.await.unwrap().0, 202);
     eventually("the place to be free", LIMIT, async || {
         post(&receiver.base, Source::Harbor, &body(1), &[]).await.0 == 202
     })
@@ -134,6 +142,36 @@ async fn a_body_that_does_not_come_is_408() {
         text.starts_with("HTTP/1.1 408 ") && text.contains("--request-timeout"),
         "{text}"
     );
+}
+
+/// Those who send nothing, half a head, or half a body, are many more than there are connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_senders_keep_nobody_out() {
+    let change = |settings: &mut ServerSettings| {
+        settings.max_connections = 8;
+        settings.max_in_flight = 1;
+        settings.request_timeout = Duration::from_secs(600);
+    };
+    let receiver = Receiver::start_with(change, "").await;
+    let address = receiver.base.trim_start_matches("http://");
+    let mut slow = Vec::new();
+    for number in 0..50 {
+        slow.push(begin(&receiver).await);
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            silent.write_all(b"POST /webhooks/harbor HT").await.unwrap();
+        }
+        slow.push(silent);
+        let began = Instant::now();
+        let (status, answer) = post(&receiver.base, Source::Harbor, &body(number), &[]).await;
+        assert_eq!(status, 202, "{answer}");
+        let took = began.elapsed();
+        assert!(
+            took < Duration::from_secs(2),
+            "it waited for others: {took:?}"
+        );
+    }
+    assert_eq!(receiver.pushes().await.len(), 50);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

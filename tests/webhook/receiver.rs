@@ -125,10 +125,11 @@ async fn serve(
         listen: "127.0.0.1:0".parse().unwrap(),
         tls: None,
         sources: settings::read(&file).unwrap(),
-        max_body: 1_048_576,
+        max_body: 8 << 20,
         request_timeout: Duration::from_secs(10),
         publish_timeout: Duration::from_secs(3),
         max_in_flight: 256,
+        max_connections: 1_024,
     };
     change(&mut settings);
     let registry = prometheus::Registry::new();

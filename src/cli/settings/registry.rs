@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Check, given};
+use crate::image::registry::CredentialProviders;
 
 /// How registries are reached.
 #[derive(clap::Args, Clone, Default)]
@@ -19,10 +20,10 @@ pub struct RegistryArgs {
     /// Docker's config.json, for credentials [default: ~/.docker/config.json]
     #[arg(long, env = "PREWARM_DOCKER_CONFIG", value_name = "FILE")]
     pub docker_config: Option<String>,
-    /// kubelet's credential-provider configuration
-    #[arg(long, env = "PREWARM_CREDENTIAL_PROVIDER_CONFIG", value_name = "FILE")]
+    /// kubelet's credential-provider configuration, a file or a directory, as kubelet's --image-credential-provider-config
+    #[arg(long, env = "PREWARM_CREDENTIAL_PROVIDER_CONFIG", value_name = "PATH")]
     pub credential_provider_config: Option<String>,
-    /// Where kubelet's credential-provider plugins are
+    /// Where kubelet's credential-provider plugins are, as kubelet's --image-credential-provider-bin-dir
     #[arg(long, env = "PREWARM_CREDENTIAL_PROVIDER_BIN_DIR", value_name = "DIR")]
     pub credential_provider_bin_dir: Option<String>,
     /// Where the credentials are that jobs name in `pullSecrets`
@@ -44,26 +45,34 @@ pub struct RegistrySettings {
     pub docker_config: Option<PathBuf>,
     /// The directory of pull secrets.
     pub secrets_dir: PathBuf,
+    /// kubelet's credential providers.
+    pub credential_providers: Option<CredentialProviders>,
 }
 
 impl RegistryArgs {
     /// Checks the settings; `home` is the user's.
     pub fn check(&self, home: Option<PathBuf>, check: &mut Check<'_>) -> RegistrySettings {
-        let providers = [
-            (
-                "credential-provider-config",
-                &self.credential_provider_config,
-            ),
-            (
-                "credential-provider-bin-dir",
-                &self.credential_provider_bin_dir,
-            ),
-        ];
-        for (name, value) in providers {
-            if given(value.as_deref()).is_some() {
-                check.problem(name, "this version cannot call kubelet's credential-provider plugins yet; use docker-config or secrets-dir");
+        let (config, bin_dir) = (
+            given(self.credential_provider_config.as_deref()),
+            given(self.credential_provider_bin_dir.as_deref()),
+        );
+        let credential_providers = match (config, bin_dir) {
+            (None, None) => None,
+            (Some(config), Some(bin_dir)) => Some(CredentialProviders {
+                config: PathBuf::from(config),
+                bin_dir: PathBuf::from(bin_dir),
+            }),
+            (Some(_), None) => {
+                let name = "credential-provider-bin-dir";
+                check.problem(name, "is missing; credential-provider-config goes with it");
+                None
             }
-        }
+            (None, Some(_)) => {
+                let name = "credential-provider-config";
+                check.problem(name, "is missing; credential-provider-bin-dir goes with it");
+                None
+            }
+        };
         let docker_config = given(self.docker_config.as_deref()).map(PathBuf::from);
         let hosts_dirs = self
             .registry_config_dir
@@ -75,6 +84,7 @@ impl RegistryArgs {
             docker_config: docker_config
                 .or_else(|| home.map(|home| home.join(".docker/config.json"))),
             secrets_dir: PathBuf::from(&self.secrets_dir),
+            credential_providers,
         }
     }
 }

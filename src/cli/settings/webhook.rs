@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::span::Span;
 use super::{Check, given};
-use crate::webhook::server::ServerSettings;
+use crate::webhook::server::{MAX_CONNECTIONS, ServerSettings};
 
 /// Bounds of a body in bytes.
 const BODY: (u32, u32) = (1_024, 64 * 1024 * 1024);
@@ -41,7 +41,7 @@ pub struct WebhookArgs {
         long,
         env = "PREWARM_MAX_BODY",
         value_name = "BYTES",
-        default_value = "1048576"
+        default_value = "8388608"
     )]
     pub max_body: String,
     /// How long a body may take to come; then the answer is 408
@@ -121,6 +121,7 @@ impl WebhookArgs {
             request_timeout: request_timeout?,
             publish_timeout: publish_timeout?,
             max_in_flight: usize::try_from(in_flight?).ok()?,
+            max_connections: MAX_CONNECTIONS,
         })
     }
 }

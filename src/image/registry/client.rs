@@ -111,9 +111,11 @@ pub(super) async fn open(
     if let Some(error) = problem {
         tracing::warn!(%error, "going on without this file, as containerd does");
     }
+    let provided = shared.plugins.provide(&image.name()).await;
     let keychain = Keychain::load(
         config.secrets_dir.as_deref(),
         pull_secrets,
+        provided,
         config.docker_config.as_deref(),
     );
     let mut endpoints = Vec::with_capacity(hosts.len());

@@ -273,7 +273,7 @@ async fn a_redirect_to_another_host_takes_no_secret_along() {
     let client = Registry::new(RegistryConfig {
         hosts_dirs: vec![root.path().to_owned()],
         docker_config: Some(docker_config),
-        secrets_dir: None,
+        ..RegistryConfig::default()
     });
     let repository = client.repository(&registry.image(), &[]).await.unwrap();
     repository

@@ -1,4 +1,4 @@
-//! Credentials for registries: pull secrets of the job, then Docker's `config.json`.
+//! Credentials for registries: pull secrets of the job, then kubelet's credential providers, then Docker's `config.json`.
 //!
 //! Keys are matched as kubelet does (`pkg/credentialprovider/keyring.go` of Kubernetes 1.35): a host,
 //! whose labels may be globs, with an optional port and path prefix. A credential goes to the
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::helper;
+use super::provider::Provided;
 
 /// Largest file with credentials that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -72,6 +73,8 @@ pub(super) struct Keychain {
 
 enum Source {
     Docker(DockerConfig),
+    /// What kubelet's plugins had.
+    Provided(Provided),
     /// A pair of files `username` and `password`: for the registry the image's name says.
     Bare(Credential),
 }
@@ -84,11 +87,12 @@ struct DockerConfig {
 }
 
 impl Keychain {
-    /// Reads the named secrets and Docker's configuration. A secret that is missing is noted, as for
-    /// kubelet it is no reason not to try.
+    /// Reads the named secrets and Docker's configuration, and has what plugins provided between them. A secret that
+    /// is missing is noted, as for kubelet it is no reason not to try.
     pub(super) fn load(
         secrets_dir: Option<&Path>,
         names: &[String],
+        mut provided: Provided,
         docker_config: Option<&Path>,
     ) -> Self {
         let mut keychain = Self::default();
@@ -102,6 +106,8 @@ impl Keychain {
                 Some(Err(error)) => keychain.missing.push(error.to_string()),
             }
         }
+        keychain.missing.append(&mut provided.problems);
+        keychain.sources.push(Source::Provided(provided));
         if let Some(path) = docker_config {
             match DockerConfig::load(path) {
                 Ok(Some(config)) => keychain.sources.push(Source::Docker(config)),
@@ -130,6 +136,7 @@ impl Keychain {
             let mut credentials = match source {
                 Source::Bare(credential) if is_upstream => vec![credential.clone()],
                 Source::Bare(_) => Vec::new(),
+                Source::Provided(provided) => provided.matching(&hosts, repository),
                 Source::Docker(config) => {
                     let mut credentials = config.matching(&hosts, repository);
                     if credentials.is_empty() {
@@ -375,7 +382,7 @@ impl Key {
 }
 
 /// Each label of the pattern is matched with the label in its place; the port has to be the same.
-fn host_matches(pattern: &str, host: &str) -> bool {
+pub(super) fn host_matches(pattern: &str, host: &str) -> bool {
     if pattern == host {
         return true;
     }

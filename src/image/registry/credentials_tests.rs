@@ -15,7 +15,7 @@ async fn candidates(config: &str, authority: &str, repository: &str) -> Vec<Cred
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     std::fs::write(&path, config).unwrap();
-    let keychain = Keychain::load(None, &[], Some(&path));
+    let keychain = Keychain::load(None, &[], Provided::default(), Some(&path));
     assert!(keychain.missing.is_empty(), "{:?}", keychain.missing);
     keychain
         .candidates(authority, true, authority, repository)
@@ -105,7 +105,7 @@ async fn a_mirror_gets_only_what_names_the_mirror() {
     )
     .unwrap();
     let names = ["bare".to_owned(), "config".to_owned()];
-    let keychain = Keychain::load(Some(directory.path()), &names, None);
+    let keychain = Keychain::load(Some(directory.path()), &names, Provided::default(), None);
     assert_eq!(
         keychain.candidates("mirror.io", false, "a.io", "r").await,
         []
@@ -127,7 +127,12 @@ async fn a_mounted_secret_is_read_in_its_newer_and_its_older_form() {
     ] {
         std::fs::create_dir(directory.path().join(secret)).unwrap();
         std::fs::write(directory.path().join(secret).join(key), content).unwrap();
-        let keychain = Keychain::load(Some(directory.path()), &[secret.to_owned()], None);
+        let keychain = Keychain::load(
+            Some(directory.path()),
+            &[secret.to_owned()],
+            Provided::default(),
+            None,
+        );
         let found = keychain.candidates("a.io", true, "a.io", "r").await;
         assert_eq!(found, [password(secret)]);
     }
@@ -140,7 +145,12 @@ fn a_secret_cannot_lead_out_of_its_directory() {
     std::fs::create_dir(&secrets).unwrap();
     std::fs::write(directory.path().join("outside"), r#"{"auths":{}}"#).unwrap();
     for name in ["../outside", "..", ".", "", "absent"] {
-        let keychain = Keychain::load(Some(&secrets), &[name.to_owned()], None);
+        let keychain = Keychain::load(
+            Some(&secrets),
+            &[name.to_owned()],
+            Provided::default(),
+            None,
+        );
         assert_eq!(keychain.missing.len(), 1, "{name:?} was found");
     }
 }
@@ -154,7 +164,12 @@ fn a_broken_file_is_named_without_its_contents() {
         "sEcReT",
     ] {
         std::fs::write(directory.path().join("s"), content).unwrap();
-        let keychain = Keychain::load(Some(directory.path()), &["s".to_owned()], None);
+        let keychain = Keychain::load(
+            Some(directory.path()),
+            &["s".to_owned()],
+            Provided::default(),
+            None,
+        );
         let [message] = keychain.missing.as_slice() else {
             panic!("{content} was accepted")
         };

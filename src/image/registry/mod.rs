@@ -1,7 +1,7 @@
 //! The registry client: what a tag means, manifests, blobs as streams.
 //!
-//! Endpoints come from the node's `hosts.toml` files, credentials from Docker's configuration and the
-//! job's pull secrets, tokens from wherever the registry says. Every request tries the endpoints in
+//! Endpoints come from the node's `hosts.toml` files, credentials from the job's pull secrets, kubelet's credential
+//! providers and Docker's configuration, tokens from wherever the registry says. Every request tries the endpoints in
 //! order and ends in bytes that hash to their digest or in a [`Failure`] of the right kind. Nothing
 //! here knows about containerd, and nothing is kept on disk.
 
@@ -18,6 +18,8 @@ mod hosts_file;
 mod http;
 pub mod manifest;
 mod platform;
+mod provider;
+mod provider_config;
 #[cfg(test)]
 mod test_server;
 mod token;
@@ -31,6 +33,8 @@ use std::sync::{Arc, Mutex};
 use self::auth::AuthCache;
 pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
 use self::holds::Holds;
+pub use self::provider::CredentialProviders;
+use self::provider::Plugins;
 use self::transport::Transports;
 use crate::domain::failure::Failure;
 use crate::domain::image::ImageRef;
@@ -48,6 +52,8 @@ pub struct RegistryConfig {
     pub docker_config: Option<PathBuf>,
     /// The directory with the pull secrets that jobs name.
     pub secrets_dir: Option<PathBuf>,
+    /// kubelet's credential providers, if they are to be asked.
+    pub credential_providers: Option<CredentialProviders>,
 }
 
 /// Clients, connections and tokens for all registries. Cheap to clone.
@@ -56,6 +62,7 @@ pub struct Registry(Arc<Shared>);
 
 struct Shared {
     config: RegistryConfig,
+    plugins: Plugins,
     transports: Transports,
     cache: Arc<AuthCache>,
     /// Endpoints that turned out not to speak TLS.
@@ -75,6 +82,7 @@ impl Registry {
     #[must_use]
     pub fn new(config: RegistryConfig) -> Self {
         Self(Arc::new(Shared {
+            plugins: Plugins::new(config.credential_providers.clone()),
             config,
             transports: Transports::new(),
             cache: Arc::default(),

@@ -13,7 +13,8 @@ use super::payload::{Told, json, need, rejection, text};
 use super::{Reading, Rejection};
 use crate::wire::push::Push;
 
-const PUBLISHED: &str = "dev.cdevents.artifact.published.";
+/// The type of a CDEvent about something that was published, without its version.
+pub(super) const PUBLISHED: &str = "dev.cdevents.artifact.published.";
 
 pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Reading, Rejection> {
     let event = json(body)?;
@@ -72,6 +73,8 @@ fn cd_event(event: &Value, root: &str, id: Option<&str>) -> Result<Reading, Reje
     let (registry, repository) = url
         .split_once('/')
         .ok_or_else(|| rejection(&place, format!("{url:?} is no host with a repository")))?;
+    // Harbor puts the whole reference there.
+    let repository = repository.split([':', '@']).next().unwrap_or(repository);
     let digest = named.split_once('@').map(|(_, version)| decoded(version));
     let tag = qualifier("tag");
     let told = Told {
@@ -87,29 +90,7 @@ fn cd_event(event: &Value, root: &str, id: Option<&str>) -> Result<Reading, Reje
     })
 }
 
-/// Percent-decoding; what is no escape stays as it is.
+/// What is no escape stays as it is.
 fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escape = (*first == b'%')
-            .then(|| after.get(..2))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match escape {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy()
 }

@@ -3,14 +3,14 @@
 
 use axum::http::HeaderMap;
 
-use super::payload::{Told, host, json, need, text};
+use super::payload::{Told, host, json_or_form, need, text};
 use super::{Reading, Rejection};
 
 /// Both send it; Forgejo has a name of its own beside.
 const DELIVERIES: [&str; 3] = ["x-gitea-delivery", "x-forgejo-delivery", "x-gogs-delivery"];
 
 pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Reading, Rejection> {
-    let event = json(body)?;
+    let event = json_or_form(headers, body)?;
     if event.get("package").is_none() {
         return Ok(Reading::nothing("the event has no package"));
     }

@@ -4,14 +4,14 @@
 
 use axum::http::HeaderMap;
 
-use super::payload::{Told, at, host, json, need, text};
+use super::payload::{Told, at, host, json_or_form, need, text};
 use super::{Reading, Rejection};
 
 const EVENT: &str = "x-github-event";
 const DELIVERY: &str = "x-github-delivery";
 
 pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Reading, Rejection> {
-    let event = json(body)?;
+    let event = json_or_form(headers, body)?;
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let Some((root, package)) = ["package", "registry_package"]
         .into_iter()

@@ -1,11 +1,12 @@
-//! Harbor (its documentation, "Configure Webhook Notifications"): the default format, the one of
-//! CloudEvents, and the default format of before 2.0.
+//! Harbor (its documentation, "Configure Webhook Notifications"): the default format, those of CloudEvents and of
+//! CDEvents, and the default format of before 2.0.
 //!
 //! There is no id in the default format: the time and the push name the event. A push by digest comes with
 //! the digest in the place of the tag, and so do the children of an index.
 
 use serde_json::Value;
 
+use super::cloudevents::PUBLISHED;
 use super::payload::{Told, at, host, json, list, need, text};
 use super::{Reading, Rejection};
 
@@ -13,6 +14,10 @@ pub(super) fn read(body: &[u8]) -> Result<Reading, Rejection> {
     let event = json(body)?;
     let (data, root, id) = match text(&event, "type").unwrap_or_default() {
         "harbor.artifact.pushed" => ("data", "data.", text(&event, "id").map(str::to_owned)),
+        kind if kind.starts_with(PUBLISHED) => {
+            let id = text(&event, "id").map(str::to_owned);
+            ("data.customData", "data.customData.", id)
+        }
         "PUSH_ARTIFACT" | "pushImage" => ("event_data", "event_data.", occurred(&event)),
         other => {
             need(&event, "", "type")?;

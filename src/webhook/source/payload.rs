@@ -1,5 +1,6 @@
 //! What the readers share: finding fields, and saying where one is not as it should be.
 
+use axum::http::{HeaderMap, header};
 use serde_json::Value;
 
 use super::{Reading, Rejection};
@@ -13,6 +14,9 @@ const IMAGES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
+
+/// What a form is (HTML Living Standard, "URL-encoded form data").
+const FORM: &str = "application/x-www-form-urlencoded";
 
 /// Whether a media type is of an image or an index of images.
 pub(super) fn is_image(media_type: &str) -> bool {
@@ -37,6 +41,22 @@ pub(super) fn json(body: &[u8]) -> Result<Value, Rejection> {
         let place = format!("line {} column {}", error.line(), error.column());
         rejection(place, format!("not JSON: {error}"))
     })
+}
+
+/// The body as JSON, or the field `payload` of a form, which some senders offer in its place.
+pub(super) fn json_or_form(headers: &HeaderMap, body: &[u8]) -> Result<Value, Rejection> {
+    let is_form = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .and_then(|kind| kind.split(';').next())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(FORM));
+    if !is_form {
+        return json(body);
+    }
+    let (_, payload) = form_urlencoded::parse(body)
+        .find(|(name, _)| name == "payload")
+        .ok_or_else(|| rejection("payload", "the form has no such field"))?;
+    json(payload.as_bytes()).map_err(|inner| rejection("payload", inner.to_string()))
 }
 
 /// The text at a path of keys and numbers with dots between, unless it is missing or empty.
