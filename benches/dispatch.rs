@@ -35,7 +35,10 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut bench = Self {
-            state: Dispatcher::new(Settings::default()),
+            state: Dispatcher::new(Settings {
+                undelivered_limit: NODES,
+                ..Settings::default()
+            }),
             now: Timestamp::EPOCH,
             sequence: 0,
         };

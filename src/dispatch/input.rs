@@ -166,8 +166,6 @@ pub enum Effect {
     Release(Box<PullTask>),
     /// Remove every message of a job from the task stream.
     WithdrawJob(JobName),
-    /// Remove every message for a node from the task stream.
-    WithdrawNode(NodeName),
     /// Remove one pull's message from the task stream.
     WithdrawPull(PullKey),
     /// Tell a worker to stop pulls.

@@ -340,9 +340,8 @@ impl Dispatcher {
             return;
         };
         let active: Vec<_> = node.active_pulls(id).collect();
-        if !active.is_empty() {
-            effects.push(Effect::WithdrawNode(node.name.clone()));
-        }
+        let keys = active.iter().filter_map(|pull| self.key(*pull));
+        effects.extend(keys.map(Effect::WithdrawPull));
         let mut freed = Vec::new();
         for pull in active {
             freed.extend(self.take_back(pull));

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
 use async_nats::jetstream::message::{Acker, PublishMessage};
-use async_nats::jetstream::stream::Stream;
-use futures::TryStreamExt as _;
+use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind, Stream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -29,6 +29,8 @@ use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::Revocation;
 
+/// Messages that are withdrawn at once.
+const WITHDRAWN_AT_ONCE: usize = 64;
 /// Messages sent and not yet confirmed by the broker.
 const MAX_UNCONFIRMED: usize = 1_024;
 
@@ -111,11 +113,22 @@ impl Performer {
     /// Does everything, and says what the state has to know of it.
     pub(super) async fn perform(&mut self, effects: Vec<Effect>) -> Done<Vec<Input>> {
         let mut known = Vec::new();
-        for effect in effects {
+        let mut effects = effects.into_iter().peekable();
+        while let Some(effect) = effects.next() {
             if self.unconfirmed.len() >= MAX_UNCONFIRMED || is_barrier(&effect) {
                 self.settle(&mut known).await?;
             }
-            self.perform_one(effect).await?;
+            let Effect::WithdrawPull(key) = effect else {
+                self.perform_one(effect).await?;
+                continue;
+            };
+            let mut keys = vec![key];
+            while let Some(Effect::WithdrawPull(key)) =
+                effects.next_if(|effect| matches!(effect, Effect::WithdrawPull(_)))
+            {
+                keys.push(key);
+            }
+            self.withdraw_pulls(keys).await?;
         }
         self.settle(&mut known).await?;
         while self.background.try_join_next().is_some() {}
@@ -136,10 +149,7 @@ impl Performer {
             Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
-            Effect::WithdrawNode(name) => {
-                self.withdraw(self.bus.subjects.tasks_of_node(&name)).await
-            }
-            Effect::WithdrawPull(key) => self.withdraw(self.bus.subjects.task(&key)).await,
+            Effect::WithdrawPull(key) => self.withdraw_pulls(vec![key]).await,
             Effect::Revoke { node, pulls } => self.revoke(&node, pulls).await,
             Effect::Resolve {
                 job,
@@ -358,6 +368,50 @@ impl Performer {
         Ok(())
     }
 
+    /// Removes single messages by their sequence. A purge of a subject would do the same, but costs the broker a look
+    /// at every consumer (`stream.purgeLocked` of nats-server): when a thousand of ten thousand nodes leave at once, it
+    /// would be busy with that for so long that others seem to be gone, too.
+    async fn withdraw_pulls(&self, keys: Vec<PullKey>) -> Done {
+        let mut withdrawn = futures::stream::iter(keys)
+            .map(|key| self.withdraw_pull(key))
+            .buffer_unordered(WITHDRAWN_AT_ONCE);
+        while let Some(done) = withdrawn.next().await {
+            done?;
+        }
+        Ok(())
+    }
+
+    async fn withdraw_pull(&self, key: PullKey) -> Done {
+        let subject = self.bus.subjects.task(&key);
+        let failed = |error: &dyn std::fmt::Display| {
+            PerformError::new(format!("withdrawing {subject}"), error)
+        };
+        let Some(sequence) = self.stored(&subject).await.map_err(|e| failed(&e))? else {
+            return Ok(());
+        };
+        // As with a purge: what the next leader has released is not for this one to take.
+        if sequence > self.newest_task {
+            return Ok(());
+        }
+        let Err(error) = self.tasks.delete_message(sequence).await else {
+            return Ok(());
+        };
+        // Somebody else may have removed it between the two.
+        match self.stored(&subject).await.map_err(|e| failed(&e))? {
+            Some(still) if still == sequence => Err(failed(&error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The sequence of the message on a task's subject.
+    async fn stored(&self, subject: &str) -> Result<Option<u64>, LastRawMessageError> {
+        match self.tasks.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(message.sequence)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Withdraws only what this leader knows of: a purge that is held up on its way must not take
     /// what the next leader has released.
     async fn withdraw(&self, filter: String) -> Done {
@@ -393,7 +447,6 @@ fn is_barrier(effect: &Effect) -> bool {
         | Effect::DeleteRecord(_)
         | Effect::DeleteNode(_)
         | Effect::WithdrawJob(_)
-        | Effect::WithdrawNode(_)
         | Effect::WithdrawPull(_)
         | Effect::Welcome { .. }
         | Effect::Acknowledge { .. } => true,

@@ -9,6 +9,7 @@ use super::input::Effect;
 use super::job::{GivenUp, Pull, PullState};
 use super::slots::{JobId, PullIndex, Resource, Turn};
 use super::state::Dispatcher;
+use super::timers::Timer;
 use crate::domain::failure::FailureKind;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{PullState as Reported, TaskEvent};
@@ -223,7 +224,9 @@ impl Dispatcher {
                 if let Some(node) = self.fleet.get_mut(pull.node) {
                     node.active.remove(&(pull.job, pull.image));
                 }
-                needs
+                let mut freed = needs;
+                freed.extend(self.delivered(pull));
+                freed
             }
             PullState::Pending(resource) => {
                 if let Some(turn) = self.turn(pull) {
@@ -275,7 +278,15 @@ impl Dispatcher {
     /// Releases a pull that is in nobody's line, or lets it wait at the first resource that is full.
     fn place(&mut self, now: Timestamp, turn: Turn, effects: &mut Vec<Effect>) {
         let pull = turn.pull;
-        let needs = self.needs(pull);
+        let mut needs = self.needs(pull);
+        // What waits at its node for another pull to end is not told of when it is delivered.
+        let begins_at_once = self
+            .fleet
+            .get(pull.node)
+            .is_some_and(|node| node.active.len() < node.facts.capacity as usize);
+        if begins_at_once {
+            needs.push(Resource::Undelivered);
+        }
         if let Some(full) = self.slots.first_full(&needs) {
             self.slots.wait(full, turn);
             if let Some(pull) = self
@@ -291,6 +302,11 @@ impl Dispatcher {
         self.slots.take(&needs);
         self.virtual_time = self.virtual_time.max(turn.ordinal);
         self.activate(pull);
+        if begins_at_once {
+            self.undelivered.add(now, pull);
+            let due = self.undelivered.next();
+            self.timers.set(due.unwrap_or(now), Timer::Undelivered);
+        }
         self.touch(now, pull.job);
         effects.push(Effect::Release(Box::new(task)));
     }
@@ -400,7 +416,7 @@ impl Dispatcher {
         let Some((id, job)) = self.job(&event.job) else {
             return;
         };
-        if !event.state.is_terminal() || job.is_finished() || !job.is_run(&event.run) {
+        if job.is_finished() || !job.is_run(&event.run) {
             return;
         }
         let image = job.image_index(&event.image.token());
@@ -412,6 +428,11 @@ impl Dispatcher {
             node,
             image,
         };
+        if !event.state.is_terminal() {
+            let freed = self.delivered(pull);
+            self.refill(now, freed.as_slice(), effects);
+            return;
+        }
         let Some(state) = self.state_of(pull) else {
             self.note_outside(pull, event);
             return;

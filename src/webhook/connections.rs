@@ -41,11 +41,11 @@ impl Connections {
 
     /// A place for a connection, at the cost of another one if need be. While all of them are being answered, this waits.
     pub(super) async fn enter(self: &Arc<Self>) -> Option<Connection> {
+        let mut makes_room = self.places.available_permits() > 0;
         loop {
-            if self.places.available_permits() == 0 {
-                self.close_longest_waiting();
-            }
+            makes_room = makes_room || self.close_longest_waiting();
             tokio::select! {
+                biased;
                 place = Arc::clone(&self.places).acquire_owned() => {
                     let connection = Connection {
                         all: Arc::clone(self),
@@ -56,15 +56,15 @@ impl Connections {
                     connection.is_waited_for();
                     return Some(connection);
                 }
-                () = self.turned.notified() => {}
+                () = self.turned.notified(), if !makes_room => {}
             }
         }
     }
 
-    fn close_longest_waiting(&self) {
-        if let Some((_, closed)) = self.waiting().turns.pop_first() {
-            closed.cancel();
-        }
+    /// Says whether there was one.
+    fn close_longest_waiting(&self) -> bool {
+        let longest = self.waiting().turns.pop_first();
+        longest.map(|(_, closed)| closed.cancel()).is_some()
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {

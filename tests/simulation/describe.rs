@@ -71,7 +71,6 @@ pub fn effect(effect: &Effect) -> String {
         Effect::DeleteRecord(_)
         | Effect::DeleteNode(_)
         | Effect::WithdrawJob(_)
-        | Effect::WithdrawNode(_)
         | Effect::WithdrawPull(_)
         | Effect::Welcome { .. }
         | Effect::Acknowledge { .. } => format!("{effect:?}"),

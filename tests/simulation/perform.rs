@@ -256,9 +256,6 @@ impl Performer {
             }
             Effect::Release(task) => self.release(net, *task),
             Effect::WithdrawJob(name) => self.withdraw(net, self.subjects.tasks_of_job(&name)),
-            Effect::WithdrawNode(name) => {
-                self.withdraw(net, self.subjects.tasks_of_node(&name));
-            }
             Effect::WithdrawPull(key) => self.withdraw(net, self.subjects.task(&key)),
             Effect::Revoke { node, pulls } => {
                 net.send_to_node(self.life, &node, Core::Revocation(pulls))
@@ -383,9 +380,7 @@ fn moment(effect: &Effect) -> Option<Moment> {
         Effect::PutNode(_) | Effect::DeleteNode(_) => Some(Moment::Node),
         Effect::TellJob { .. } | Effect::TellNode { .. } => Some(Moment::Word),
         Effect::Release(_) => Some(Moment::Release),
-        Effect::WithdrawJob(_) | Effect::WithdrawNode(_) | Effect::WithdrawPull(_) => {
-            Some(Moment::Withdrawal)
-        }
+        Effect::WithdrawJob(_) | Effect::WithdrawPull(_) => Some(Moment::Withdrawal),
         Effect::Revoke { .. }
         | Effect::Resolve { .. }
         | Effect::Welcome { .. }
@@ -406,7 +401,6 @@ fn is_barrier(effect: &Effect) -> bool {
         | Effect::DeleteRecord(_)
         | Effect::DeleteNode(_)
         | Effect::WithdrawJob(_)
-        | Effect::WithdrawNode(_)
         | Effect::WithdrawPull(_)
         | Effect::Welcome { .. }
         | Effect::Acknowledge { .. } => true,

@@ -159,7 +159,6 @@ impl Cell {
             Effect::TellNode { event, .. } => self.node_events.push((event.node, event.event)),
             Effect::Release(task) => return self.release(*task),
             Effect::WithdrawJob(name) => self.tasks.retain(|key, _| key.job != name),
-            Effect::WithdrawNode(name) => self.tasks.retain(|key, _| key.node != name),
             Effect::WithdrawPull(key) => {
                 self.tasks.remove(&key);
             }
