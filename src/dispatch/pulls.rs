@@ -9,7 +9,6 @@ use super::input::Effect;
 use super::job::{GivenUp, Pull, PullState};
 use super::slots::{JobId, PullIndex, Resource, Turn};
 use super::state::Dispatcher;
-use super::timers::Timer;
 use crate::domain::failure::FailureKind;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{PullState as Reported, TaskEvent};
@@ -303,9 +302,7 @@ impl Dispatcher {
         self.virtual_time = self.virtual_time.max(turn.ordinal);
         self.activate(pull);
         if begins_at_once {
-            self.undelivered.add(now, pull);
-            let due = self.undelivered.next();
-            self.timers.set(due.unwrap_or(now), Timer::Undelivered);
+            self.await_delivery(now, pull);
         }
         self.touch(now, pull.job);
         effects.push(Effect::Release(Box::new(task)));

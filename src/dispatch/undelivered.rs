@@ -68,6 +68,13 @@ impl Undelivered {
 }
 
 impl Dispatcher {
+    /// A pull is released; its slot is taken by the caller.
+    pub(super) fn await_delivery(&mut self, now: Timestamp, pull: PullIndex) {
+        self.undelivered.add(now, pull);
+        let due = self.undelivered.next();
+        self.timers.set(due.unwrap_or(now), Timer::Undelivered);
+    }
+
     /// A pull is known to have reached its worker, or is not out any more; says what comes free by that.
     pub(super) fn delivered(&mut self, pull: PullIndex) -> Option<Resource> {
         let counted = self.undelivered.remove(pull);

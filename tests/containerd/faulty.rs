@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::task::JoinHandle;
@@ -39,10 +41,21 @@ struct Shared {
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
     /// Every request for a blob: digest and range.
     blobs: Mutex<Vec<(String, Option<String>)>>,
+    /// The `Authorization` header that every request needs.
+    authorization: Option<String>,
 }
 
 impl Faulty {
     pub async fn serve(image: &Image) -> Self {
+        Self::start(image, None).await
+    }
+
+    /// One that wants this `Authorization` header.
+    pub async fn guarded(image: &Image, authorization: &str) -> Self {
+        Self::start(image, Some(authorization.to_owned())).await
+    }
+
+    async fn start(image: &Image, authorization: Option<String>) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
@@ -65,6 +78,7 @@ impl Faulty {
             things,
             faults: Mutex::default(),
             blobs: Mutex::default(),
+            authorization,
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let serving = tokio::spawn(async move {
@@ -112,6 +126,13 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let Some((_, name)) = path.rsplit_once('/') else {
         return StatusCode::NOT_FOUND.into_response();
     };
+    let shown = request.headers().get(AUTHORIZATION);
+    if let Some(wanted) = &shared.authorization
+        && shown.is_none_or(|shown| shown.as_bytes() != wanted.as_bytes())
+    {
+        let challenge = [(WWW_AUTHENTICATE, "Basic realm=\"test\"")];
+        return (StatusCode::UNAUTHORIZED, challenge).into_response();
+    }
     let range = request
         .headers()
         .get(RANGE)

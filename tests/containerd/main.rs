@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod nasty;
 mod node;
+mod provided;
 mod refused;
 mod repaired;
 mod rootfs;

@@ -65,10 +65,12 @@ fn node(providers: &[String]) -> Node {
 }
 
 fn users(credentials: &[Credential]) -> Vec<&str> {
-    let user = |credential| match credential {
-        &Credential::Password { ref user, .. } => user.as_str(),
-        other => panic!("{other:?}"),
-    };
+    fn user(credential: &Credential) -> &str {
+        match credential {
+            Credential::Password { user, .. } => user,
+            other => panic!("{other:?}"),
+        }
+    }
     credentials.iter().map(user).collect()
 }
 
