@@ -35,10 +35,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut bench = Self {
-            state: Dispatcher::new(Settings {
-                undelivered_limit: NODES,
-                ..Settings::default()
-            }),
+            state: Dispatcher::new(Settings::default()),
             now: Timestamp::EPOCH,
             sequence: 0,
         };

@@ -7,7 +7,7 @@
 //!
 //! - `input`: what can happen and what can be asked for in return;
 //! - `fleet`: nodes and whether they are there; `job`: one job's pulls and counts;
-//! - `slots`: who may release now, and who waits for what; `undelivered`: not more at once than the broker delivers;
+//! - `slots`: who may release now, and who waits for what;
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
 //! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
 //! - `record`: the state as records and events;
@@ -37,7 +37,6 @@ pub mod state;
 #[cfg(test)]
 mod tests;
 mod timers;
-mod undelivered;
 mod welcome;
 
 pub use input::{Effect, Input, Pause, ReplyToken, Request};

@@ -223,9 +223,7 @@ impl Dispatcher {
                 if let Some(node) = self.fleet.get_mut(pull.node) {
                     node.active.remove(&(pull.job, pull.image));
                 }
-                let mut freed = needs;
-                freed.extend(self.delivered(pull));
-                freed
+                needs
             }
             PullState::Pending(resource) => {
                 if let Some(turn) = self.turn(pull) {
@@ -277,15 +275,7 @@ impl Dispatcher {
     /// Releases a pull that is in nobody's line, or lets it wait at the first resource that is full.
     fn place(&mut self, now: Timestamp, turn: Turn, effects: &mut Vec<Effect>) {
         let pull = turn.pull;
-        let mut needs = self.needs(pull);
-        // What waits at its node for another pull to end is not told of when it is delivered.
-        let begins_at_once = self
-            .fleet
-            .get(pull.node)
-            .is_some_and(|node| node.active.len() < node.facts.capacity as usize);
-        if begins_at_once {
-            needs.push(Resource::Undelivered);
-        }
+        let needs = self.needs(pull);
         if let Some(full) = self.slots.first_full(&needs) {
             self.slots.wait(full, turn);
             if let Some(pull) = self
@@ -301,9 +291,6 @@ impl Dispatcher {
         self.slots.take(&needs);
         self.virtual_time = self.virtual_time.max(turn.ordinal);
         self.activate(pull);
-        if begins_at_once {
-            self.await_delivery(now, pull);
-        }
         self.touch(now, pull.job);
         effects.push(Effect::Release(Box::new(task)));
     }
@@ -413,7 +400,7 @@ impl Dispatcher {
         let Some((id, job)) = self.job(&event.job) else {
             return;
         };
-        if job.is_finished() || !job.is_run(&event.run) {
+        if !event.state.is_terminal() || job.is_finished() || !job.is_run(&event.run) {
             return;
         }
         let image = job.image_index(&event.image.token());
@@ -425,11 +412,6 @@ impl Dispatcher {
             node,
             image,
         };
-        if !event.state.is_terminal() {
-            let freed = self.delivered(pull);
-            self.refill(now, freed.as_slice(), effects);
-            return;
-        }
         let Some(state) = self.state_of(pull) else {
             self.note_outside(pull, event);
             return;

@@ -30,8 +30,6 @@ pub(super) enum Resource {
     Node(NodeId),
     Host(u32),
     Zone(u32),
-    /// See [`super::undelivered`].
-    Undelivered,
 }
 
 /// A waiting pull's place in line: higher priority first, then the least served job.

@@ -8,7 +8,6 @@ use super::input::{Effect, Input};
 use super::job::{Job, Stage};
 use super::slots::{JobId, PullIndex, Resource, Slots};
 use super::timers::{Timer, Timers};
-use super::undelivered::{MAX_UNDELIVERED, Undelivered};
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
 use crate::wire::event::JobEventKind;
@@ -29,8 +28,6 @@ pub struct Settings {
     pub host_limit: Option<u32>,
     /// Most pulls of all jobs released and unfinished per zone; `None`: no limit.
     pub zone_limit: Option<u32>,
-    /// Most pulls released at once of which no worker has said anything yet; at least 1.
-    pub undelivered_limit: u32,
 }
 
 impl Default for Settings {
@@ -39,7 +36,6 @@ impl Default for Settings {
             lookahead: DEFAULT_LOOKAHEAD,
             host_limit: None,
             zone_limit: None,
-            undelivered_limit: MAX_UNDELIVERED,
         }
     }
 }
@@ -57,7 +53,6 @@ pub struct Dispatcher {
     pub(super) next_job: u32,
     pub(super) slots: Slots,
     pub(super) timers: Timers,
-    pub(super) undelivered: Undelivered,
     pub(super) hosts: BTreeMap<Box<str>, u32>,
     pub(super) zones: BTreeMap<Box<str>, u32>,
     /// Jobs whose record lags behind.
@@ -78,13 +73,10 @@ impl Dispatcher {
     /// A dispatcher that knows nothing yet and does not lead.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let mut dispatcher = Self {
+        Self {
             settings,
             ..Self::default()
-        };
-        let limit = settings.undelivered_limit.max(1);
-        dispatcher.slots.set_limit(Resource::Undelivered, limit);
-        dispatcher
+        }
     }
 
     /// Takes one thing that happened and appends what has to be done, in order.
@@ -139,12 +131,6 @@ impl Dispatcher {
             .unwrap_or(u64::MAX)
     }
 
-    /// How many released pulls no worker has said anything of yet, for a while at most.
-    #[must_use]
-    pub fn undelivered(&self) -> usize {
-        self.undelivered.len()
-    }
-
     /// The newest message known to be in the task stream, if any pull is out: what to look for there.
     #[must_use]
     pub fn has_out(&self) -> Option<u64> {
@@ -164,7 +150,6 @@ impl Dispatcher {
                 Timer::Absent(job) => self.check_job(now, job, effects),
                 Timer::NextRound(job) => self.check_next_round(now, job, effects),
                 Timer::Expired(job) => self.check_expired(now, job, effects),
-                Timer::Undelivered => self.check_undelivered(now, effects),
                 Timer::Flush => self.flush(effects),
             }
         }

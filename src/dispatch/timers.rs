@@ -21,8 +21,6 @@ pub(super) enum Timer {
     NextRound(JobId),
     /// Has the finished job's time to live passed?
     Expired(JobId),
-    /// Is there a released pull that nobody has said anything of for so long?
-    Undelivered,
     /// Are there records to write?
     Flush,
 }

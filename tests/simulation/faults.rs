@@ -128,7 +128,6 @@ pub struct Plan {
     /// Pool, zone and capacity of each node, and when it begins.
     pub nodes: Vec<PlannedNode>,
     pub host_limit: Option<u32>,
-    pub undelivered_limit: u32,
     pub zone_limit: Option<u32>,
     pub actions: Vec<Planned>,
     /// When everything that goes wrong has ended.
@@ -177,7 +176,6 @@ impl Plan {
                 .then(|| u32::try_from(rng.range(1, 5)).unwrap_or(1))
         };
         let (host_limit, zone_limit) = (limit(rng), limit(rng));
-        let undelivered_limit = limit(rng).unwrap_or(1_000);
         let mut planner = Planner {
             rng,
             dispatchers,
@@ -189,7 +187,6 @@ impl Plan {
             dispatchers,
             nodes,
             host_limit,
-            undelivered_limit,
             zone_limit,
             actions,
             heals_at,

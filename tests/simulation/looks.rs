@@ -114,23 +114,11 @@ impl World {
                 leader.backlog()
             ));
         }
-        let undelivered = leader.state.undelivered();
-        let limit = self.settings.undelivered_limit as usize;
-        if undelivered > limit {
-            return Err(format!(
-                "{undelivered} pulls are on their way, {limit} may be"
-            ));
-        }
-        if undelivered == limit {
-            self.net
-                .counters
-                .bump("as many pulls were on their way as may be");
-        }
         let is_due = self.steps >= self.compared_at + COMPARE_EVERY;
         let leads = self.leading == Some((process.life(), leader.leadership));
         let last = self.broker.last_sequence(EVENTS);
         let undisturbed = !self.checks.disturbed && !self.has_late_tasks();
-        if !(is_due && leads && undisturbed && undelivered == 0 && leader.is_quiet(last)) {
+        if !(is_due && leads && undisturbed && leader.is_quiet(last)) {
             return Ok(());
         }
         let now = process.clock.wall(self.net.now);

@@ -63,7 +63,6 @@ impl World {
         let settings = Settings {
             host_limit: plan.host_limit,
             zone_limit: plan.zone_limit,
-            undelivered_limit: plan.undelivered_limit,
             ..Settings::default()
         };
         let mut clock = |spread: i64| Clock {

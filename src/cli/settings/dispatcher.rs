@@ -75,7 +75,6 @@ impl DispatcherArgs {
             lookahead: check
                 .number("lookahead", self.lookahead.as_deref(), (0, MAX_LOOKAHEAD))
                 .unwrap_or(DEFAULT_LOOKAHEAD),
-            ..Settings::default()
         };
         let lease = check
             .parsed::<Span>("lease", self.lease.as_deref())

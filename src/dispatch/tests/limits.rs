@@ -48,58 +48,6 @@ fn a_percentage_grows_with_the_nodes() {
     assert_eq!(cell.active("base").len(), 2);
 }
 
-/// A cell of ten nodes in which two pulls may be on their way to workers.
-fn slow_broker() -> Cell {
-    let mut cell = Cell::with(Settings {
-        undelivered_limit: 2,
-        ..Settings::default()
-    });
-    for on in TEN {
-        cell.join(on);
-    }
-    cell
-}
-
-#[test]
-fn no_more_are_released_at_once_than_are_told_to_have_begun() {
-    let mut cell = slow_broker();
-    cell.submit("base", |_| {});
-    assert_eq!(cell.active("base").len(), 2);
-    cell.start("base", "a", "app:1");
-    assert_eq!(cell.active("base").len(), 3);
-    cell.start("base", "a", "app:1");
-    assert_eq!(cell.active("base").len(), 3, "it is told again");
-    cell.succeed("base", "b", "app:1");
-    assert_eq!(cell.active("base").len(), 3, "one ended and one began");
-    cell.cancel("base");
-    cell.submit("other", |_| {});
-    assert_eq!(cell.active("other").len(), 2, "nothing of it is on its way");
-}
-
-#[test]
-fn workers_that_say_nothing_hold_the_others_up_for_a_second_only() {
-    let mut cell = slow_broker();
-    cell.submit("base", |_| {});
-    for released in [4, 6, 8, 10, 10] {
-        cell.advance(1);
-        assert_eq!(cell.active("base").len(), released);
-    }
-    cell.start("base", "a", "app:1");
-    cell.submit("other", |_| {});
-    assert_eq!(cell.active("other").len(), 2);
-}
-
-#[test]
-fn what_waits_at_its_node_for_another_pull_is_not_waited_for() {
-    let mut cell = Cell::with(Settings {
-        undelivered_limit: 1,
-        ..Settings::default()
-    });
-    cell.join_with("a", &[], 1);
-    cell.submit("base", |spec| spec.images = many("app", 9));
-    assert_eq!(cell.active("base").len(), 3, "capacity 1 and 2 ahead");
-}
-
 #[test]
 fn a_node_gets_its_capacity_and_a_little_more() {
     let mut cell = Cell::new();

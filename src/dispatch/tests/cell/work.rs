@@ -32,12 +32,6 @@ impl Cell {
         self.tell(Input::TaskEvent { event, sequence });
     }
 
-    /// The worker says that it began.
-    pub(in crate::dispatch::tests) fn start(&mut self, name: &str, on: &str, of: &str) {
-        let event = self.event(name, on, of, PullState::Started);
-        self.tell_event(event);
-    }
-
     /// The worker says that the image is there.
     pub(in crate::dispatch::tests) fn succeed(&mut self, name: &str, on: &str, of: &str) {
         let event = self.success(name, on, of);
