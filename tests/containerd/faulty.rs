@@ -6,9 +6,13 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::task::JoinHandle;
 
 use super::support::images::Image;
@@ -39,6 +43,8 @@ struct Shared {
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
     /// Every request for a blob: digest and range.
     blobs: Mutex<Vec<(String, Option<String>)>>,
+    /// What `Authorization` has to be.
+    wanted: Mutex<Option<String>>,
 }
 
 impl Faulty {
@@ -65,6 +71,7 @@ impl Faulty {
             things,
             faults: Mutex::default(),
             blobs: Mutex::default(),
+            wanted: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let serving = tokio::spawn(async move {
@@ -93,6 +100,12 @@ impl Faulty {
         planned.entry(what.to_owned()).or_default().extend(faults);
     }
 
+    /// Answers from now on only who has this user name and password.
+    pub fn want(&self, user: &str, password: &str) {
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        *self.shared.wanted.lock().unwrap() = Some(format!("Basic {pair}"));
+    }
+
     /// The ranges that were asked for of a blob, in order; `None` for all of it.
     pub fn ranges(&self, digest: &str) -> Vec<Option<String>> {
         let blobs = self.shared.blobs.lock().unwrap();
@@ -108,6 +121,12 @@ impl Drop for Faulty {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let proof = request.headers().get(AUTHORIZATION);
+    let wanted = shared.wanted.lock().unwrap().clone();
+    if wanted.is_some_and(|wanted| proof.is_none_or(|proof| *proof != *wanted)) {
+        let challenge = [(WWW_AUTHENTICATE, "Basic realm=\"test\"")];
+        return (StatusCode::UNAUTHORIZED, challenge).into_response();
+    }
     let path = request.uri().path().to_owned();
     let Some((_, name)) = path.rsplit_once('/') else {
         return StatusCode::NOT_FOUND.into_response();

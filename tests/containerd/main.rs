@@ -24,4 +24,5 @@ mod refused;
 mod repaired;
 mod rootfs;
 mod shared;
+mod through_cri;
 mod usable;

@@ -16,6 +16,7 @@ mod holds;
 pub mod hosts;
 mod hosts_file;
 mod http;
+mod login;
 pub mod manifest;
 mod platform;
 #[cfg(test)]
@@ -30,7 +31,9 @@ use std::sync::{Arc, Mutex};
 
 use self::auth::AuthCache;
 pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
+pub use self::credentials::Credential;
 use self::holds::Holds;
+pub use self::login::Login;
 use self::transport::Transports;
 use crate::domain::failure::Failure;
 use crate::domain::image::ImageRef;
@@ -94,5 +97,11 @@ impl Registry {
         pull_secrets: &[String],
     ) -> Result<Repository, Failure> {
         client::open(&self.0, image, pull_secrets).await
+    }
+
+    /// The credentials that the node has for an image, in the order they are to be tried, for a runtime that pulls by
+    /// itself.
+    pub async fn logins(&self, image: &ImageRef, pull_secrets: &[String]) -> Vec<Login> {
+        login::all(&self.0.config, image, pull_secrets).await
     }
 }
