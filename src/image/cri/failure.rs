@@ -145,95 +145,99 @@ mod tests {
     use super::*;
 
     /// As containerd 1.6 to 2.1 and CRI-O say it.
+    const SAID: [(Code, &str, FailureKind); 17] = [
+        (
+            Code::NotFound,
+            "failed to pull and unpack image \"localhost:5000/unauthorized/denied:1\": failed to resolve reference: not found",
+            FailureKind::ImageNotFound,
+        ),
+        (
+            Code::NotFound,
+            "failed to unpack image: no match for platform in manifest: not found",
+            FailureKind::NoMatchingPlatform,
+        ),
+        (
+            Code::Unknown,
+            "failed to resolve reference: unexpected status from HEAD request to http://localhost:5000/v2/a/manifests/1: 401 Unauthorized",
+            FailureKind::Unauthorized,
+        ),
+        (
+            Code::Unknown,
+            "failed to resolve reference: pulling from host localhost:5000 failed with status code [manifests 1]: 403 Forbidden",
+            FailureKind::Unauthorized,
+        ),
+        (
+            Code::Unknown,
+            "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+            FailureKind::Unauthorized,
+        ),
+        (
+            Code::Unknown,
+            "unexpected status from HEAD request to http://h/v2/a/manifests/1: 429 Too Many Requests",
+            FailureKind::RateLimited,
+        ),
+        (
+            Code::Unknown,
+            "unexpected status from HEAD request to http://h/v2/a/manifests/1: 503 Service Unavailable",
+            FailureKind::RegistryUnavailable,
+        ),
+        (
+            Code::Unknown,
+            "failed to do request: Head \"https://h/v2/a/manifests/1\": dial tcp 127.0.0.1:1: connect: connection refused",
+            FailureKind::RegistryUnavailable,
+        ),
+        (
+            Code::Unknown,
+            "failed to copy: write /a/b: no space left on device",
+            FailureKind::InsufficientDisk,
+        ),
+        (
+            Code::FailedPrecondition,
+            "unexpected commit digest sha256:a, expected sha256:b: failed precondition",
+            FailureKind::DigestMismatch,
+        ),
+        (
+            Code::Cancelled,
+            "failed to copy: context canceled",
+            FailureKind::Timeout,
+        ),
+        (
+            Code::InvalidArgument,
+            "failed to parse image reference",
+            FailureKind::InvalidReference,
+        ),
+        (
+            Code::Unknown,
+            "initializing source docker://a:1: reading manifest 1 in a: manifest unknown",
+            FailureKind::ImageNotFound,
+        ),
+        (
+            Code::Unknown,
+            "choosing image instance: no image found in manifest list for architecture arm64, variant \"v8\", OS linux",
+            FailureKind::NoMatchingPlatform,
+        ),
+        (
+            Code::Unknown,
+            "RegistryUnavailable: pinging container registry",
+            FailureKind::RegistryUnavailable,
+        ),
+        (
+            Code::Unavailable,
+            "error trying to connect",
+            FailureKind::RuntimeUnavailable,
+        ),
+        (
+            Code::Unknown,
+            "something new",
+            FailureKind::RuntimeUnavailable,
+        ),
+    ];
+
     #[test]
     fn refusals_have_kinds() {
-        use FailureKind as Kind;
         let name = "localhost:5000/unauthorized/denied:1";
-        for (code, words, kind) in [
-            (
-                Code::NotFound,
-                "failed to pull and unpack image \"localhost:5000/unauthorized/denied:1\": failed to resolve reference: not found",
-                Kind::ImageNotFound,
-            ),
-            (
-                Code::NotFound,
-                "failed to unpack image: no match for platform in manifest: not found",
-                Kind::NoMatchingPlatform,
-            ),
-            (
-                Code::Unknown,
-                "failed to resolve reference: unexpected status from HEAD request to http://localhost:5000/v2/a/manifests/1: 401 Unauthorized",
-                Kind::Unauthorized,
-            ),
-            (
-                Code::Unknown,
-                "failed to resolve reference: pulling from host localhost:5000 failed with status code [manifests 1]: 403 Forbidden",
-                Kind::Unauthorized,
-            ),
-            (
-                Code::Unknown,
-                "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
-                Kind::Unauthorized,
-            ),
-            (
-                Code::Unknown,
-                "unexpected status from HEAD request to http://h/v2/a/manifests/1: 429 Too Many Requests",
-                Kind::RateLimited,
-            ),
-            (
-                Code::Unknown,
-                "unexpected status from HEAD request to http://h/v2/a/manifests/1: 503 Service Unavailable",
-                Kind::RegistryUnavailable,
-            ),
-            (
-                Code::Unknown,
-                "failed to do request: Head \"https://h/v2/a/manifests/1\": dial tcp 127.0.0.1:1: connect: connection refused",
-                Kind::RegistryUnavailable,
-            ),
-            (
-                Code::Unknown,
-                "failed to copy: write /a/b: no space left on device",
-                Kind::InsufficientDisk,
-            ),
-            (
-                Code::FailedPrecondition,
-                "unexpected commit digest sha256:a, expected sha256:b: failed precondition",
-                Kind::DigestMismatch,
-            ),
-            (
-                Code::Cancelled,
-                "failed to copy: context canceled",
-                Kind::Timeout,
-            ),
-            (
-                Code::InvalidArgument,
-                "failed to parse image reference",
-                Kind::InvalidReference,
-            ),
-            (
-                Code::Unknown,
-                "initializing source docker://a:1: reading manifest 1 in a: manifest unknown",
-                Kind::ImageNotFound,
-            ),
-            (
-                Code::Unknown,
-                "choosing image instance: no image found in manifest list for architecture arm64, variant \"v8\", OS linux",
-                Kind::NoMatchingPlatform,
-            ),
-            (
-                Code::Unknown,
-                "RegistryUnavailable: pinging container registry",
-                Kind::RegistryUnavailable,
-            ),
-            (
-                Code::Unavailable,
-                "error trying to connect",
-                Kind::RuntimeUnavailable,
-            ),
-            (Code::Unknown, "something new", Kind::RuntimeUnavailable),
-        ] {
-            let status = Status::new(code, words);
-            let failure = of_pull(name, Path::new("/run/c.sock"), &status);
+        for (code, words, kind) in SAID {
+            let failure = of_pull(name, Path::new("/run/c.sock"), &Status::new(code, words));
             assert_eq!(failure.kind, kind, "{words}");
         }
     }
