@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 23] = [
+const PURE: [&str; 26] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -37,6 +37,9 @@ const PURE: [&str; 23] = [
     "dispatch/slots.rs",
     "dispatch/state.rs",
     "dispatch/timers.rs",
+    "image/containerd/engine.rs",
+    "image/cri/failure.rs",
+    "image/cri/snapshotters.rs",
     "simulate/figures.rs",
     "simulate/plan.rs",
     "webhook/admit.rs",

@@ -5,6 +5,7 @@
 //! its token is cancelled.
 
 pub mod containerd;
+mod cri;
 mod inflate;
 pub mod registry;
 pub mod simulated;
@@ -12,6 +13,7 @@ pub mod size;
 pub mod untar;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -64,6 +66,8 @@ pub struct PullReport {
     pub unpack: Duration,
     /// Who did it; `None` if nothing had to be done.
     pub engine: Option<Engine>,
+    /// Why it was not the native engine; empty if it was, or if nothing had to be done.
+    pub engine_reason: String,
 }
 
 /// The ways an image can be brought.
@@ -73,6 +77,8 @@ pub enum Engine {
     Native,
     /// containerd unpacked them: for other snapshotters than overlayfs, or without access to its files.
     Containerd,
+    /// The runtime did all of it when asked by CRI's `PullImage`, as for kubelet.
+    Cri,
     /// Nothing was brought: a simulation.
     Simulated,
 }
@@ -84,8 +90,15 @@ impl Engine {
         match self {
             Self::Native => "native",
             Self::Containerd => "containerd",
+            Self::Cri => "cri",
             Self::Simulated => "simulated",
         }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -95,7 +108,7 @@ pub type ProgressSink = watch::Sender<PullProgress>;
 /// What the node runs, for the node's record and `prewarm check`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RuntimeInfo {
-    /// `containerd` or `simulated`.
+    /// `containerd`, `simulated`, or what a runtime that offers CRI alone calls itself, such as `cri-o`.
     pub name: String,
     /// The runtime's own version.
     pub version: String,
@@ -110,7 +123,7 @@ pub struct RuntimeInfo {
 /// Everything that can put an image on this node.
 #[derive(Clone, Debug)]
 pub enum Runtime {
-    /// A containerd on this machine.
+    /// A containerd on this machine, or another runtime that offers CRI.
     Containerd(containerd::Containerd),
     /// A stand-in with latencies, sizes and failures by setting, for tests and load.
     Simulated(simulated::Simulated),

@@ -214,6 +214,7 @@ impl Simulated {
             download: Duration::ZERO,
             unpack: Duration::ZERO,
             engine: None,
+            engine_reason: String::new(),
         };
         if let Some(digest) = present {
             return Ok(PullReport { digest, ..report });
@@ -248,6 +249,7 @@ impl Simulated {
             download,
             unpack,
             engine: Some(Engine::Simulated),
+            engine_reason: String::new(),
             ..report
         })
     }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Most bytes of a body that are read when they are not kept.
 const MAX_DISCARDED: usize = 64 << 20;
-/// Bytes of a body that waits for nobody. Nearly all have less.
+/// Bytes of a body that are always taken. Nearly all have less.
 const FREE: usize = 64 << 10;
 /// Bytes of all larger bodies together.
 const SHARED: usize = 64 << 20;
@@ -35,6 +35,8 @@ pub(super) enum BodyError {
     TooLarge(usize),
     #[error("the body did not come within {0:?} (--request-timeout)")]
     TooSlow(Duration),
+    #[error("too many large bodies at once; try again")]
+    Busy,
     #[error("the body was cut off: {0}")]
     CutOff(#[from] axum::Error),
 }
@@ -59,8 +61,6 @@ impl Bodies {
     /// What is too large is read to its end, within bounds and without being kept: a sender that is cut off while it
     /// sends does not see the answer.
     async fn whole(&self, body: Incoming) -> Result<Held<'_>, BodyError> {
-        let told = body.size_hint().exact();
-        let told = told.and_then(|told| usize::try_from(told).ok());
         let mut chunks = Body::new(body).into_data_stream();
         let (mut kept, mut length) = (BytesMut::new(), 0_usize);
         let mut memory: Option<SemaphorePermit<'_>> = None;
@@ -74,9 +74,15 @@ impl Bodies {
                 }
                 continue;
             }
-            if length > FREE && memory.is_none() {
-                // All of it at once: two that have a part each would wait for one another.
-                memory = self.hold(told.unwrap_or(self.most).min(self.most)).await;
+            let held = memory.as_ref().map_or(0, SemaphorePermit::num_permits);
+            if length > FREE && length > held {
+                // Twice what is there, so that nobody holds much who has not sent it. Nobody waits for it: two that have
+                // a part each would wait for one another.
+                let more = self.hold((length * 2).min(self.most) - held)?;
+                match &mut memory {
+                    Some(memory) => memory.merge(more),
+                    None => memory = Some(more),
+                }
             }
             kept.extend_from_slice(&chunk);
         }
@@ -89,9 +95,10 @@ impl Bodies {
         })
     }
 
-    async fn hold(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+    fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, BodyError> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        // Never closed.
-        self.memory.acquire_many(bytes).await.ok()
+        self.memory
+            .try_acquire_many(bytes)
+            .map_err(|_| BodyError::Busy)
     }
 }

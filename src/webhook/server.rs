@@ -325,11 +325,6 @@ async fn handle(
         Err(error) => return (source, without_body(&error)),
     };
     connection.is_busy();
-    let Ok(_place) = shared.places.try_acquire() else {
-        let say = "too many requests at once; try again";
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        return (source, Answer::failed(status, "busy", say));
-    };
     let authorization = head.headers.get(header::AUTHORIZATION);
     let keys = match keys.of(authorization.map(HeaderValue::as_bytes)).await {
         Ok(keys) => keys,
@@ -337,6 +332,11 @@ async fn handle(
             let status = StatusCode::SERVICE_UNAVAILABLE;
             return (source, Answer::failed(status, "unavailable", error));
         }
+    };
+    let Ok(_place) = shared.places.try_acquire() else {
+        let say = "too many requests at once; try again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return (source, Answer::failed(status, "busy", say));
     };
     let shown = Shown {
         path: secret,
@@ -365,6 +365,7 @@ fn without_body(error: &BodyError) -> Answer {
     let (status, outcome) = match error {
         BodyError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large"),
         BodyError::TooSlow(_) => (StatusCode::REQUEST_TIMEOUT, "too-slow"),
+        BodyError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
         BodyError::CutOff(_) => (StatusCode::BAD_REQUEST, "cut-off"),
     };
     Answer::failed(status, outcome, error)
@@ -383,7 +384,9 @@ async fn publish(shared: &Shared, settings: &SourceSettings, admitted: Admitted)
         counter.inc_by(u64::try_from(number).unwrap_or(u64::MAX));
     };
     for refused in &admitted.refused {
-        tracing::warn!(source = label, refused, "a push was refused");
+        if let Some(left_out) = shared.warnings.admit(shared.began.elapsed()) {
+            tracing::warn!(source = label, refused, left_out, "a push was refused");
+        }
     }
     let number = admitted.pushes.len();
     if number > MAX_PUSHES {

@@ -125,6 +125,13 @@ pub struct PullResult {
     pub download_millis: u64,
     /// Milliseconds to unpack it.
     pub unpack_millis: u64,
+    /// Who did it: `native` (the worker itself), `containerd` (which unpacked what the worker brought), `cri` (the runtime
+    /// pulled by itself, and says no bytes) or `simulated`; absent if nothing had to be done.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine: String,
+    /// Why it was not the native engine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine_reason: String,
 }
 
 /// A fact about one pull; the envelope's type is `dev.prewarm.task.<state>`.

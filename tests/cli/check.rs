@@ -2,6 +2,7 @@
 
 use super::dispatcher::Dispatcher;
 use crate::support::containerd::{Containerd, ContainerdVersion};
+use crate::support::cri_only::CriOnly;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::prewarm;
 
@@ -159,6 +160,7 @@ async fn containerd_is_looked_at_as_kubelet_would() {
         "ok    snapshotter   overlayfs",
         "ok    permissions   ",
         "ok    cri           kubelet would see 0 images",
+        "ok    engine        native",
     ] {
         assert!(
             output.stdout.contains(part),
@@ -177,6 +179,46 @@ async fn containerd_is_looked_at_as_kubelet_would() {
             && odd.stdout.contains("overlayfs"),
         "{odd:?}"
     );
+}
+
+#[tokio::test]
+async fn the_engine_is_told_with_what_keeps_a_faster_one_from_work() {
+    let containerd = Containerd::start(ContainerdVersion::V2_1).await;
+    let socket = containerd.scratch().join("cri.sock");
+    let front = CriOnly::before(containerd.channel().await, &socket);
+    for (socket, snapshotter, lines) in [
+        (
+            containerd.socket(),
+            "native",
+            [
+                "ok    snapshotter   native",
+                "warn  engine        containerd: ",
+            ],
+        ),
+        (
+            front.socket(),
+            "overlayfs",
+            ["cri.sock is containerd 2.1", "warn  engine        cri: "],
+        ),
+    ] {
+        let output = prewarm([
+            "check",
+            "--snapshotter",
+            snapshotter,
+            "--containerd-address",
+        ])
+        .arg(socket)
+        .env("NATS_URL", "nats://127.0.0.1:1")
+        .run()
+        .await;
+        for line in lines {
+            assert!(
+                output.stdout.contains(line),
+                "{line:?} is missing in\n{}",
+                output.stdout
+            );
+        }
+    }
 }
 
 #[tokio::test]

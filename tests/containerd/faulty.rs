@@ -11,6 +11,8 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::task::JoinHandle;
 
 use super::support::images::Image;
@@ -41,21 +43,12 @@ struct Shared {
     faults: Mutex<HashMap<String, VecDeque<Fault>>>,
     /// Every request for a blob: digest and range.
     blobs: Mutex<Vec<(String, Option<String>)>>,
-    /// The `Authorization` header that every request needs.
-    authorization: Option<String>,
+    /// What `Authorization` has to be.
+    wanted: Mutex<Option<String>>,
 }
 
 impl Faulty {
     pub async fn serve(image: &Image) -> Self {
-        Self::start(image, None).await
-    }
-
-    /// One that wants this `Authorization` header.
-    pub async fn guarded(image: &Image, authorization: &str) -> Self {
-        Self::start(image, Some(authorization.to_owned())).await
-    }
-
-    async fn start(image: &Image, authorization: Option<String>) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
@@ -78,7 +71,7 @@ impl Faulty {
             things,
             faults: Mutex::default(),
             blobs: Mutex::default(),
-            authorization,
+            wanted: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let serving = tokio::spawn(async move {
@@ -107,6 +100,12 @@ impl Faulty {
         planned.entry(what.to_owned()).or_default().extend(faults);
     }
 
+    /// Answers from now on only who has this user name and password.
+    pub fn want(&self, user: &str, password: &str) {
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        *self.shared.wanted.lock().unwrap() = Some(format!("Basic {pair}"));
+    }
+
     /// The ranges that were asked for of a blob, in order; `None` for all of it.
     pub fn ranges(&self, digest: &str) -> Vec<Option<String>> {
         let blobs = self.shared.blobs.lock().unwrap();
@@ -122,17 +121,16 @@ impl Drop for Faulty {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let proof = request.headers().get(AUTHORIZATION);
+    let wanted = shared.wanted.lock().unwrap().clone();
+    if wanted.is_some_and(|wanted| proof.is_none_or(|proof| *proof != *wanted)) {
+        let challenge = [(WWW_AUTHENTICATE, "Basic realm=\"test\"")];
+        return (StatusCode::UNAUTHORIZED, challenge).into_response();
+    }
     let path = request.uri().path().to_owned();
     let Some((_, name)) = path.rsplit_once('/') else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    let shown = request.headers().get(AUTHORIZATION);
-    if let Some(wanted) = &shared.authorization
-        && shown.is_none_or(|shown| shown.as_bytes() != wanted.as_bytes())
-    {
-        let challenge = [(WWW_AUTHENTICATE, "Basic realm=\"test\"")];
-        return (StatusCode::UNAUTHORIZED, challenge).into_response();
-    }
     let range = request
         .headers()
         .get(RANGE)

@@ -25,4 +25,5 @@ mod refused;
 mod repaired;
 mod rootfs;
 mod shared;
+mod through_cri;
 mod usable;

@@ -12,8 +12,8 @@ use support::images::generated;
 #[tokio::test]
 async fn a_plugin_of_kubelets_opens_the_registry() {
     let image = generated(1, 1, 10_000).build();
-    // robot:secret
-    let registry = Faulty::guarded(&image, "Basic cm9ib3Q6c2VjcmV0").await;
+    let registry = Faulty::serve(&image).await;
+    registry.want("robot", "secret");
     let node = Node::start(ContainerdVersion::V2_1).await;
     node.daemon.allow_registry(registry.addr());
     let refused = pull(&node.another_runtime(), &request(&registry.image())).await;

@@ -11,7 +11,7 @@ use prewarm::image::containerd::Containerd;
 use super::node::{Node, on_all, pull, request, settings};
 use super::support;
 use support::containerd::ContainerdVersion;
-use support::images::{Compression, Format, Image, Recipe, busybox, generated};
+use support::images::{Compression, Format, Image, Pushed, Recipe, busybox, generated};
 use support::parts;
 use support::registry::Registry;
 use support::run_container::run_container;
@@ -20,18 +20,9 @@ fn real_busybox() -> Recipe {
     busybox(&parts::program("busybox", "busybox"))
 }
 
-async fn pulled_image_is_usable(version: ContainerdVersion) {
-    let registry = Registry::start().await;
-    let node = Node::start(version).await;
-    node.daemon.allow_registry(&registry.addr());
-    let image = real_busybox().build();
-    let pushed = registry.push("team/busybox", "1.35", &image).await;
-
-    let report = node.pull(&request(&pushed.by_tag)).await.unwrap();
-    assert_eq!(report.digest.as_str(), pushed.digest);
-    assert!(!report.already_present);
-    assert_eq!(report.bytes_registry, image.size() as u64);
-
+/// What kubelet needs of an image: CRI lists it by every name, a container runs from it, and `PullImage` with the policy
+/// Always fetches no blob.
+async fn is_usable(node: &Node, registry: &Registry, pushed: &Pushed, bytes: u64) {
     let cri = node.daemon.cri().await;
     let listed = cri.list_images().await.unwrap();
     let listed = listed
@@ -40,7 +31,7 @@ async fn pulled_image_is_usable(version: ContainerdVersion) {
         .unwrap_or_else(|| panic!("CRI does not list {}: {listed:#?}", pushed.by_tag));
     assert_eq!(listed.repo_digests, std::slice::from_ref(&pushed.by_digest));
     assert_eq!(listed.id, pushed.config);
-    assert!(listed.size >= image.size() as u64, "size {}", listed.size);
+    assert!(listed.size >= bytes, "size {}", listed.size);
     assert!(!listed.pinned);
     for name in [&pushed.by_tag, &pushed.by_digest, &pushed.config] {
         let status = cri.image_status(name).await.unwrap();
@@ -56,12 +47,33 @@ async fn pulled_image_is_usable(version: ContainerdVersion) {
         !requests.iter().any(support::registry::Request::gets_blob),
         "CRI fetched blobs again: {requests:#?}"
     );
+}
+
+async fn pulled_image_is_usable(version: ContainerdVersion) {
+    let registry = Registry::start().await;
+    let mut node = Node::start(version).await;
+    node.daemon.allow_registry(&registry.addr());
+    let image = real_busybox().build();
+    let pushed = registry.push("team/busybox", "1.35", &image).await;
+
+    let report = node.pull(&request(&pushed.by_tag)).await.unwrap();
+    assert_eq!(report.digest.as_str(), pushed.digest);
+    assert!(!report.already_present);
+    let bytes = image.size() as u64;
+    assert_eq!(report.bytes_registry, bytes);
+    is_usable(&node, &registry, &pushed, bytes).await;
+
+    node.daemon.restart().await;
+    is_usable(&node, &registry, &pushed, bytes).await;
+    // Nor did a collection after the restart take anything.
+    node.collect().await;
+    is_usable(&node, &registry, &pushed, bytes).await;
 
     let mark = registry.mark().await;
     let again = node.pull(&request(&pushed.by_tag)).await.unwrap();
     assert!(again.already_present);
     assert_eq!(again.digest.as_str(), pushed.digest);
-    assert_eq!(again.bytes_present, image.size() as u64);
+    assert_eq!(again.bytes_present, bytes);
     assert_eq!(
         registry.requests_since(mark).await,
         [],

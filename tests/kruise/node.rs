@@ -226,6 +226,8 @@ impl Cell {
             resolve_millis: 0,
             download_millis: 0,
             unpack_millis: 0,
+            engine: String::new(),
+            engine_reason: String::new(),
         };
         let failure = FailureReport {
             kind: FailureKind::Timeout,

@@ -175,6 +175,8 @@ impl Node {
             resolve_millis: 1,
             download_millis: 1,
             unpack_millis: 1,
+            engine: String::new(),
+            engine_reason: String::new(),
         };
         self.end(PullState::Succeeded, Some(result), None).await
     }

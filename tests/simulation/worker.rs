@@ -368,6 +368,8 @@ impl WorkerProcess {
             resolve_millis: 1,
             download_millis: 1,
             unpack_millis: 1,
+            engine: String::new(),
+            engine_reason: String::new(),
         })
     }
 

@@ -110,7 +110,13 @@ impl Containerd {
             rustix::process::geteuid().is_root(),
             "containerd needs root: run these tests as root"
         );
-        Self::start_in(parts::temp_dir(), version, tuning).await
+        Self::start_in(parts::temp_dir(), version, tuning, "").await
+    }
+
+    /// Starts one with more in its configuration: whole tables, in TOML.
+    #[allow(dead_code, reason = "only the tests of pulls need another set-up")]
+    pub async fn start_with_config(version: ContainerdVersion, tables: &str) -> Self {
+        Self::start_in(parts::temp_dir(), version, Tuning::None, tables).await
     }
 
     /// Starts one whose `root` is a file system of its own, of so many MiB.
@@ -128,12 +134,17 @@ impl Containerd {
             mounted.is_ok_and(|status| status.success()),
             "cannot mount a tmpfs: this needs root"
         );
-        Self::start_in(dir, version, Tuning::None).await
+        Self::start_in(dir, version, Tuning::None, "").await
     }
 
-    async fn start_in(dir: TempDir, version: ContainerdVersion, tuning: Tuning) -> Self {
+    async fn start_in(
+        dir: TempDir,
+        version: ContainerdVersion,
+        tuning: Tuning,
+        more: &str,
+    ) -> Self {
         std::fs::create_dir(dir.path().join("certs.d")).expect("a folder for hosts.toml files");
-        let config = config(version, dir.path(), tuning);
+        let config = config(version, dir.path(), tuning) + more;
         std::fs::write(dir.path().join("config.toml"), config).expect("containerd's configuration");
         let process = run(version, dir.path(), tuning).await;
         Self {

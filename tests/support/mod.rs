@@ -19,6 +19,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod cri_only;
 pub mod gate;
 pub mod images;
 pub mod nats;

@@ -193,3 +193,22 @@ async fn what_is_not_there_is_404_and_what_is_not_posted_405() {
         .unwrap();
     assert_eq!(answer.status(), 405);
 }
+
+/// Each has told of a large body and sent a little more than is always taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_that_do_not_come_keep_no_other_large_one_out() {
+    let receiver = Receiver::start().await;
+    let address = receiver.base.trim_start_matches("http://");
+    let mut slow = Vec::new();
+    for _ in 0..32 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = "POST /webhooks/harbor HTTP/1.1\r\nhost: a\r\ncontent-length: 8000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&[b' '; 70_000]).await.unwrap();
+        slow.push(stream);
+    }
+    let mut large = body(1);
+    large.extend(std::iter::repeat_n(b' ', 5_000_000));
+    let (status, answer) = post(&receiver.base, Source::Harbor, &large, &[]).await;
+    assert_eq!(status, 202, "{answer}");
+}

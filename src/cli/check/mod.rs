@@ -12,7 +12,10 @@ use super::output::print;
 use super::roles;
 use super::settings::registry::home;
 use crate::domain::image::ImageRef;
+use crate::image::containerd::{Containerd, ContainerdConfig, PullLimits};
+use crate::image::size::DiskReserve;
 use crate::telemetry::colour_is_welcome;
+use crate::work::run::WorkerError;
 
 /// How good something is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -93,11 +96,20 @@ pub async fn run(invocation: &Invocation, args: &CheckArgs) -> Result<(), Failur
     };
     let (broker, containerd) = check.done(broker.zip(containerd))?;
 
+    let registry = roles::registry(registries);
     let mut worst = broker::look(&broker, &mut report).await?;
     if look_at_runtime {
-        worst = worst.max(runtime::look(&containerd, &mut report).await?);
+        let config = ContainerdConfig {
+            address: containerd.address.clone(),
+            namespace: containerd.namespace.clone(),
+            snapshotter: containerd.snapshotter.clone(),
+            min_free_disk: DiskReserve::Percent(0),
+            registry: registry.clone(),
+            limits: PullLimits::default(),
+        };
+        let connected = Containerd::connect(config).map_err(WorkerError::Runtime)?;
+        worst = worst.max(runtime::look(&containerd, &connected, &mut report).await?);
     }
-    let registry = roles::registry(registries);
     for image in &images {
         let finding = look_at_image(&registry, image).await;
         worst = worst.max(finding.verdict);

@@ -15,6 +15,8 @@ use super::{Finding, Report, Verdict};
 use crate::cli::exit::Failure;
 use crate::cli::settings::worker::ContainerdSettings;
 use crate::cli::text;
+use crate::image::Engine;
+use crate::image::containerd::Containerd;
 
 /// How long each answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -25,6 +27,7 @@ const CRI_NAMESPACE: &str = "k8s.io";
 /// Looks at containerd.
 pub(super) async fn look(
     settings: &ContainerdSettings,
+    runtime: &Containerd,
     report: Report<'_>,
 ) -> Result<Verdict, Failure> {
     let mut worst = Verdict::Good;
@@ -50,14 +53,24 @@ pub(super) async fn look(
             "containerd",
             format!("{address} is containerd {}", version.version),
         ))?,
-        Err(reason) => {
-            tell(Finding::bad(
-                "containerd",
-                format!("{address}: {reason}"),
-                "is this containerd's own socket?",
-            ))?;
-            return Ok(worst);
-        }
+        // Something else that kubelet can use will do.
+        Err(reason) => match runtime.probe().await {
+            Ok(info) => {
+                let found = format!("{address} is {} {}", info.name, info.version);
+                tell(Finding::good("containerd", found))?;
+                tell(cri(channel, CRI_NAMESPACE).await)?;
+                tell(engine(runtime).await)?;
+                return Ok(worst);
+            }
+            Err(_) => {
+                tell(Finding::bad(
+                    "containerd",
+                    format!("{address}: {reason}"),
+                    "is this the socket of containerd, or of another runtime with CRI?",
+                ))?;
+                return Ok(worst);
+            }
+        },
     }
     let request = PluginsRequest {
         filters: vec![format!("type=={SNAPSHOTTERS}")],
@@ -71,7 +84,28 @@ pub(super) async fn look(
         Err(reason) => tell(Finding::bad("snapshotter", reason, ""))?,
     }
     tell(cri(channel, &settings.namespace).await)?;
+    tell(engine(runtime).await)?;
     Ok(worst)
+}
+
+/// Who brings images here, and why if it is not the fastest.
+async fn engine(runtime: &Containerd) -> Finding {
+    match runtime.engine().await {
+        Ok((Engine::Native, _)) => {
+            Finding::good("engine", "native: layers are unpacked while they come")
+        }
+        Ok((engine, reason)) => Finding::warning(
+            "engine",
+            format!("{engine}: {reason}"),
+            match engine {
+                Engine::Cri => {
+                    "pulls work, without progress, pins, and `unpack: false` where CRI is all there is"
+                }
+                _ => "pulls work, at containerd's own pace",
+            },
+        ),
+        Err(failure) => Finding::bad("engine", failure.message, ""),
+    }
 }
 
 async fn connect(address: &Path) -> Result<Channel, String> {

@@ -22,6 +22,7 @@ use k8s_cri::v1::image_service_client::ImageServiceClient;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Platform;
+use crate::image::cri::Cri;
 
 /// Longest time for a call that only changes or reads a record.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -130,6 +131,11 @@ impl Client {
         ImageServiceClient::new(self.channel.clone())
     }
 
+    /// The CRI services of the same socket.
+    pub(super) fn cri(&self) -> Cri {
+        Cri::new(self.channel.clone(), self.address.clone())
+    }
+
     pub(super) fn is_in_namespace(&self, name: &str) -> bool {
         self.namespace == name
     }
@@ -176,12 +182,14 @@ impl Client {
         Failure::new(FailureKind::RuntimeUnavailable, message)
     }
 
-    pub(super) async fn version(&self) -> Result<String, Failure> {
+    /// containerd's version; `None` when something else listens, which may offer CRI.
+    pub(super) async fn version(&self) -> Result<Option<String>, Failure> {
         let mut client = VersionClient::new(self.channel.clone());
-        let answer = Self::call(client.version(self.request(())))
-            .await
-            .map_err(|status| self.failure("asking for the version", &status))?;
-        Ok(answer.version.trim_start_matches('v').to_owned())
+        match Self::call(client.version(self.request(()))).await {
+            Ok(answer) => Ok(Some(answer.version.trim_start_matches('v').to_owned())),
+            Err(status) if status.code() == Code::Unimplemented => Ok(None),
+            Err(status) => Err(self.failure("asking for the version", &status)),
+        }
     }
 
     async fn plugins(&self, kind: &str) -> Result<Vec<Plugin>, Failure> {

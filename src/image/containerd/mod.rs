@@ -1,15 +1,16 @@
 //! Pulling into containerd through its own API, so that the result is what its CRI plugin would have
-//! left.
+//! left; and through CRI where that is all there is, or more than this can do (`engine` says when).
 //!
 //! A pull is planned (what does the tag mean, what of it is there), then performed under a lease:
 //! `fetch` brings blobs into the content store, `unpack` turns layers into snapshots, `names`
 //! makes the image visible. Only what is complete and verified gets a name. Whatever happens, the
 //! lease is ended by a task of its own, so that a caller that goes away leaves nothing behind.
 
+mod bring;
 mod client;
 mod content;
-mod cri;
 mod disk;
+mod engine;
 mod fetch;
 mod flights;
 mod ingest;
@@ -23,6 +24,7 @@ mod parts;
 mod plan;
 mod presence;
 mod pull;
+mod seen;
 mod throttle;
 mod unpack;
 
@@ -33,14 +35,17 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use self::client::Client;
+use self::engine::Choice;
 use self::flights::Flights;
 use self::lease::HeldLeases;
 use self::memory::Memory;
 use self::throttle::Throttle;
+use super::cri::Cri;
 use super::registry::Registry;
 use super::size::{Bandwidth, ByteSize, DiskReserve};
-use super::{ProgressSink, PullReport, PullRequest, RuntimeInfo};
+use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Platform;
 
 /// How to reach containerd and what to do there.
 #[derive(Clone, Debug)]
@@ -131,13 +136,15 @@ impl Containerd {
         })))
     }
 
-    /// Asks containerd what it is, and whether it has the snapshotter.
+    /// Asks containerd what it is, and whether it has the snapshotter; or what else it is that offers CRI.
     ///
     /// # Errors
     /// `RuntimeUnavailable` when it does not answer, or when the snapshotter is not loaded.
     pub async fn probe(&self) -> Result<RuntimeInfo, Failure> {
         let (client, snapshotter) = (&self.0.client, &self.0.snapshotter);
-        let version = client.version().await?;
+        let Some(version) = client.version().await? else {
+            return probe_cri(&client.cri()).await;
+        };
         let plugin = client.snapshotter(snapshotter).await?;
         let space = plugin.root.as_deref().and_then(disk::space);
         Ok(RuntimeInfo {
@@ -147,6 +154,16 @@ impl Containerd {
             disk_total: space.map_or(0, |space| space.total),
             disk_free: space.map_or(0, |space| space.free),
         })
+    }
+
+    /// Which engine pulls of ordinary images use here, and why if it is not the native one. It tries whether this
+    /// process can unpack, which leaves nothing behind.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer, or refuses.
+    pub async fn engine(&self) -> Result<(Engine, String), Failure> {
+        let Choice { engine, reason } = bring::usual_choice(&self.0).await?;
+        Ok((engine, reason))
     }
 
     /// Puts the image into containerd, or finds that it is there.
@@ -182,4 +199,17 @@ impl Containerd {
             ))
         })
     }
+}
+
+async fn probe_cri(cri: &Cri) -> Result<RuntimeInfo, Failure> {
+    let version = cri.version().await?;
+    let dirs = cri.image_dirs().await?;
+    let space = dirs.iter().find_map(|dir| disk::space(dir));
+    Ok(RuntimeInfo {
+        name: version.name,
+        version: version.version,
+        platform: Platform::host(),
+        disk_total: space.map_or(0, |space| space.total),
+        disk_free: space.map_or(0, |space| space.free),
+    })
 }

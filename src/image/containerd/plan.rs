@@ -32,6 +32,12 @@ impl Image {
         &self.pages[0].descriptor
     }
 
+    /// Whether a layer is to be decrypted before it is unpacked (`ocicrypt`).
+    pub(super) fn is_encrypted(&self) -> bool {
+        let mut layers = self.manifest.layers.iter();
+        layers.any(|layer| layer.media_type.ends_with("+encrypted"))
+    }
+
     /// Every blob beside the manifests, each once.
     pub(super) fn blobs(&self) -> Vec<&Descriptor> {
         let mut blobs: Vec<&Descriptor> = Vec::with_capacity(self.manifest.layers.len() + 1);
@@ -158,9 +164,10 @@ fn check(manifest: &Manifest, request: &PullRequest) -> Result<(), Failure> {
             manifest.config.media_type
         ));
     }
-    let strange = manifest.layers.iter().find(|layer| {
-        !labels::is_layer(&layer.media_type) || layer.media_type.ends_with("+encrypted")
-    });
+    let strange = manifest
+        .layers
+        .iter()
+        .find(|layer| !labels::is_layer(&layer.media_type));
     match strange {
         Some(layer) => invalid(format!(
             "{image}: layer {} is of type {:?}, which cannot be unpacked",

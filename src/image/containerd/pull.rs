@@ -3,28 +3,24 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt as _, TryStreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::bring::cri_alone;
+use super::engine::Wants;
 use super::fetch::{Fetcher, Traffic};
-use super::labels::Labels;
 use super::lease::{Ending, Lease};
 use super::meter::Meter;
-use super::native::{Native, Scratch};
-use super::plan::{self, Image, Page};
-use super::presence::{self, MAX_CONFIG_BYTES, Present};
-use super::{Containerd, Shared, cri, disk, lease, names, unpack};
+use super::native::Scratch;
+use super::plan::{self, Image};
+use super::presence::{self, Present};
+use super::{Containerd, Shared, disk, lease, names, seen};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::domain::job::ImagePullPolicy;
-use crate::domain::progress::PullPhase;
+use crate::image::cri;
 use crate::image::registry::Repository;
-use crate::image::registry::manifest::ImageConfig;
-use crate::image::{Engine, ProgressSink, PullReport, PullRequest};
-
-/// Most blobs of one image that are fetched at once, as containerd does by default.
-const BLOBS_AT_ONCE: usize = 3;
+use crate::image::{ProgressSink, PullReport, PullRequest};
 
 /// What ends a pull before its time.
 #[derive(Clone)]
@@ -62,10 +58,10 @@ impl Stop {
 }
 
 /// What is left to do once the image is known not to be there.
-struct Plan {
-    image: Image,
-    repository: Arc<Repository>,
-    resolve: Duration,
+pub(super) struct Plan {
+    pub(super) image: Image,
+    pub(super) repository: Arc<Repository>,
+    pub(super) resolve: Duration,
 }
 
 enum Planned {
@@ -80,8 +76,11 @@ pub(super) async fn run(
     stop: Stop,
 ) -> Result<PullReport, Failure> {
     let shared = &*containerd.0;
-    let meter = Meter::new(progress);
     let started = Instant::now();
+    if shared.client.version().await?.is_none() {
+        return stop.or(through_cri(shared, &request, &progress)).await.0;
+    }
+    let meter = Meter::new(progress);
     let plan = match stop.or(make_plan(shared, &request, started)).await.0? {
         Planned::Pull(plan) => *plan,
         Planned::Present(present) => {
@@ -99,6 +98,7 @@ pub(super) async fn run(
                 download: Duration::ZERO,
                 unpack: Duration::ZERO,
                 engine: None,
+                engine_reason: String::new(),
             });
         }
     };
@@ -119,6 +119,17 @@ pub(super) async fn run(
     workers.wait().await;
     lease.end(ending).await;
     done
+}
+
+/// A pull into a runtime that offers CRI and nothing else.
+async fn through_cri(
+    shared: &Shared,
+    request: &PullRequest,
+    progress: &ProgressSink,
+) -> Result<PullReport, Failure> {
+    let cri = shared.client.cri();
+    let why = cri_alone(&cri).await?.reason;
+    cri::pull(&cri, &shared.registry, request, progress, why).await
 }
 
 async fn make_plan(
@@ -189,13 +200,13 @@ async fn half_present(
 }
 
 /// A pull that is planned and has its lease.
-struct Pull<'a> {
-    shared: &'a Shared,
-    request: &'a PullRequest,
-    plan: &'a Plan,
-    lease: &'a Lease<'a>,
-    meter: &'a Meter,
-    workers: &'a TaskTracker,
+pub(super) struct Pull<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) request: &'a PullRequest,
+    pub(super) plan: &'a Plan,
+    pub(super) lease: &'a Lease<'a>,
+    pub(super) meter: &'a Meter,
+    pub(super) workers: &'a TaskTracker,
 }
 
 impl Pull<'_> {
@@ -210,15 +221,20 @@ impl Pull<'_> {
         let started = Instant::now();
         let missing = presence::missing(shared, blobs.iter().copied()).await?;
         disk::check(shared, &missing, request.unpack).await?;
-        let scratch = match request.unpack {
-            true => Scratch::open(shared, lease).await?,
-            false => None,
+        let wants = Wants {
+            unpack: request.unpack,
+            encrypted: image.is_encrypted(),
         };
-        let engine = match &scratch {
-            None => Engine::Containerd,
-            Some(_) => Engine::Native,
+        let (scratch, obstacle) = match wants {
+            Wants {
+                unpack: true,
+                encrypted: false,
+            } => match Scratch::open(shared, lease).await? {
+                Ok(scratch) => (Some(scratch), None),
+                Err(obstacle) => (None, Some(obstacle)),
+            },
+            _ => (None, None),
         };
-        tracing::debug!(image = %request.image, engine = engine.as_str(), "pulling");
         let fetcher = Fetcher {
             shared,
             client: &lease.client,
@@ -231,10 +247,7 @@ impl Pull<'_> {
                 Some(_) => shared.client.content_root().await?,
             },
         };
-        let download = match &scratch {
-            Some(scratch) => self.stream(&fetcher, scratch, started).await?,
-            None => self.fetch_and_unpack(&fetcher, started).await?,
-        };
+        let (choice, download) = self.bring(&fetcher, scratch, (obstacle, wants)).await?;
         if shared.sync_filesystem && request.unpack {
             disk::sync(shared).await?;
         }
@@ -256,50 +269,9 @@ impl Pull<'_> {
             resolve: self.plan.resolve,
             download,
             unpack: started.elapsed().saturating_sub(download),
-            engine: Some(engine),
+            engine: Some(choice.engine),
+            engine_reason: choice.reason,
         })
-    }
-
-    /// Everything at once. Says how long it took.
-    async fn stream(
-        &self,
-        fetcher: &Fetcher<'_>,
-        scratch: &Scratch,
-        started: Instant,
-    ) -> Result<Duration, Failure> {
-        let (lease, image) = (self.lease, &self.plan.image);
-        fetcher.blob(&image.manifest.config, Labels::new()).await?;
-        let config = read_config(lease, self.request, image).await?;
-        let native = Native {
-            shared: self.shared,
-            lease,
-            fetcher,
-            meter: self.meter,
-            scratch,
-            workers: self.workers,
-            manifest: &image.manifest,
-            config: &config,
-        };
-        native.run().await?;
-        put_pages(fetcher, image).await?;
-        Ok(started.elapsed())
-    }
-
-    /// First all blobs, then layer by layer. Says how long the first took.
-    async fn fetch_and_unpack(
-        &self,
-        fetcher: &Fetcher<'_>,
-        started: Instant,
-    ) -> Result<Duration, Failure> {
-        let (lease, image) = (self.lease, &self.plan.image);
-        fetch(fetcher, image).await?;
-        let download = started.elapsed();
-        if self.request.unpack {
-            self.meter.phase(PullPhase::Unpacking);
-            let config = read_config(lease, self.request, image).await?;
-            unpack::unpack(self.shared, lease, &image.manifest, &config).await?;
-        }
-        Ok(download)
     }
 
     /// Makes the image visible.
@@ -313,56 +285,8 @@ impl Pull<'_> {
             names::set(&self.lease.client, name, image.target(), &labels).await?;
         }
         if let (Some(config), Some(last)) = (config, names.last()) {
-            cri::wait_until_seen(&self.lease.client, last, config).await;
+            seen::wait_until_seen(&self.lease.client, last, config).await;
         }
         Ok(())
     }
-}
-
-/// Brings everything into the content store: blobs, then the manifests that keep them.
-async fn fetch(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
-    let fetches: Vec<_> = image
-        .blobs()
-        .into_iter()
-        .map(|blob| fetcher.blob(blob, Labels::new()))
-        .collect();
-    futures::stream::iter(fetches)
-        .buffer_unordered(BLOBS_AT_ONCE)
-        .try_collect::<()>()
-        .await?;
-    put_pages(fetcher, image).await
-}
-
-/// Puts the manifests into the content store, once what they keep is there.
-async fn put_pages(fetcher: &Fetcher<'_>, image: &Image) -> Result<(), Failure> {
-    for Page {
-        descriptor,
-        bytes,
-        gc,
-        was_local,
-    } in image.pages.iter().rev()
-    {
-        tracing::debug!(digest = %descriptor.digest, was_local, "manifest");
-        fetcher.put(descriptor, bytes, gc.clone()).await?;
-    }
-    Ok(())
-}
-
-async fn read_config(
-    lease: &Lease<'_>,
-    request: &PullRequest,
-    image: &Image,
-) -> Result<ImageConfig, Failure> {
-    let digest = &image.manifest.config.digest;
-    let bytes = lease
-        .client
-        .read(digest, MAX_CONFIG_BYTES)
-        .await?
-        .ok_or_else(|| {
-            Failure::new(
-                FailureKind::InvalidReference,
-                format!("the configuration {digest} is larger than {MAX_CONFIG_BYTES} bytes"),
-            )
-        })?;
-    ImageConfig::parse(&bytes, &image.manifest, &plan::platform(request))
 }

@@ -27,9 +27,14 @@ const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// Something that proves who is asking.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) enum Credential {
+pub enum Credential {
     /// A user name and a password, or what stands for one.
-    Password { user: String, password: String },
+    Password {
+        /// The user name.
+        user: String,
+        /// The password.
+        password: String,
+    },
     /// A refresh token of the token server.
     Identity(String),
     /// A token for the registry itself.

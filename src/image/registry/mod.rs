@@ -16,6 +16,7 @@ mod holds;
 pub mod hosts;
 mod hosts_file;
 mod http;
+mod login;
 pub mod manifest;
 mod platform;
 mod provider;
@@ -32,7 +33,9 @@ use std::sync::{Arc, Mutex};
 
 use self::auth::AuthCache;
 pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
+pub use self::credentials::Credential;
 use self::holds::Holds;
+pub use self::login::Login;
 pub use self::provider::CredentialProviders;
 use self::provider::Plugins;
 use self::transport::Transports;
@@ -102,5 +105,12 @@ impl Registry {
         pull_secrets: &[String],
     ) -> Result<Repository, Failure> {
         client::open(&self.0, image, pull_secrets).await
+    }
+
+    /// The credentials that the node has for an image, in the order they are to be tried, for a runtime that pulls by
+    /// itself.
+    pub async fn logins(&self, image: &ImageRef, pull_secrets: &[String]) -> Vec<Login> {
+        let provided = self.0.plugins.provide(&image.name()).await;
+        login::all(&self.0.config, provided, image, pull_secrets).await
     }
 }

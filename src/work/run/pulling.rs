@@ -173,5 +173,9 @@ fn told(report: &PullReport) -> PullResult {
         resolve_millis: millis(report.resolve),
         download_millis: millis(report.download),
         unpack_millis: millis(report.unpack),
+        engine: report
+            .engine
+            .map_or_else(String::new, |engine| engine.as_str().to_owned()),
+        engine_reason: report.engine_reason.clone(),
     }
 }

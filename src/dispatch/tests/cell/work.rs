@@ -49,6 +49,8 @@ impl Cell {
             resolve_millis: 1,
             download_millis: 1,
             unpack_millis: 1,
+            engine: String::new(),
+            engine_reason: String::new(),
         });
         event
     }

@@ -7,14 +7,12 @@ use containerd_client::types::Mount;
 
 use super::super::Shared;
 use super::super::client::Client;
+use super::super::engine::{OVERLAYFS, Obstacle};
 use super::super::labels::Labels;
 use super::super::lease::Lease;
 use super::super::unpack::unpack_key;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::image::untar;
-
-/// The snapshotter whose layers are plain directories.
-const OVERLAYFS: &str = "overlayfs";
 
 /// A directory on the file system of the snapshots. The lease removes it.
 pub(in crate::image::containerd) struct Scratch {
@@ -30,14 +28,14 @@ pub(super) struct Layers {
 }
 
 impl Scratch {
-    /// Makes one; `None` where layers cannot be unpacked without containerd: for another snapshotter,
+    /// Makes one, or says why layers cannot be unpacked without containerd: for another snapshotter,
     /// without containerd's directories at the same paths, or without the rights for it.
     pub(in crate::image::containerd) async fn open(
         shared: &Shared,
         lease: &Lease<'_>,
-    ) -> Result<Option<Self>, Failure> {
+    ) -> Result<Result<Self, Obstacle>, Failure> {
         if shared.snapshotter != OVERLAYFS {
-            return Ok(None);
+            return Ok(Err(Obstacle::Snapshotter(shared.snapshotter.clone())));
         }
         let key = unpack_key("scratch");
         lease.unpacking(&key);
@@ -54,16 +52,16 @@ impl Scratch {
             .mounts;
         let Some(Layers { upper: dir, .. }) = Layers::of(&mounts) else {
             lease.remove(&key).await;
-            return Ok(None);
+            return Ok(Err(Obstacle::Directories));
         };
         let probed = dir.clone();
         let possible = blocking(move || Ok(is_empty(&probed) && untar::is_possible(&probed)));
         if possible.await? {
             lease.scratch(dir.clone());
-            return Ok(Some(Self { dir }));
+            return Ok(Ok(Self { dir }));
         }
         lease.remove(&key).await;
-        Ok(None)
+        Ok(Err(Obstacle::Directories))
     }
 
     /// Makes a directory for a layer, anew if it is there.

@@ -62,6 +62,8 @@ pub(super) fn pulled() -> PullResult {
         resolve_millis: 1,
         download_millis: 1,
         unpack_millis: 1,
+        engine: String::new(),
+        engine_reason: String::new(),
     }
 }
 

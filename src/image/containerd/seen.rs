@@ -10,7 +10,7 @@ use super::client::Client;
 use crate::domain::image::Digest;
 
 /// The namespace whose images the CRI plugin looks at (`constants.K8sContainerdNamespace`).
-const CRI_NAMESPACE: &str = "k8s.io";
+pub(super) const CRI_NAMESPACE: &str = "k8s.io";
 /// How long the plugin may take. Beyond, the image is there all the same, and kubelet asks again.
 const SEEN_LIMIT: Duration = Duration::from_secs(2);
 /// How often it is asked.
