@@ -24,6 +24,7 @@ mod provided;
 mod refused;
 mod repaired;
 mod rootfs;
+mod runtime_classes;
 mod shared;
 mod through_cri;
 mod usable;

@@ -126,8 +126,13 @@ impl Node {
 
     /// Names of snapshots, by whether they are committed.
     pub async fn snapshots(&self, kind: Kind) -> Vec<String> {
+        self.snapshots_of("overlayfs", kind).await
+    }
+
+    /// As [`snapshots`](Self::snapshots), of any snapshotter.
+    pub async fn snapshots_of(&self, snapshotter: &str, kind: Kind) -> Vec<String> {
         let request = ListSnapshotsRequest {
-            snapshotter: "overlayfs".to_owned(),
+            snapshotter: snapshotter.to_owned(),
             filters: vec![],
         };
         let mut client = SnapshotsClient::new(self.daemon.channel().await);

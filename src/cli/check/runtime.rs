@@ -83,6 +83,11 @@ pub(super) async fn look(
         }
         Err(reason) => tell(Finding::bad("snapshotter", reason, ""))?,
     }
+    for other in runtime.other_snapshotters().await.unwrap_or_default() {
+        let found =
+            format!("{other}: images are unpacked for it as well, containers are started from it");
+        tell(Finding::good("snapshotter", found))?;
+    }
     tell(cri(channel, &settings.namespace).await)?;
     tell(engine(runtime).await)?;
     Ok(worst)

@@ -12,7 +12,8 @@ use super::native::{Native, Scratch};
 use super::plan::{self, Image, Page};
 use super::presence::MAX_CONFIG_BYTES;
 use super::pull::Pull;
-use super::{Shared, seen, unpack};
+use super::snapshotters::Snapshotters;
+use super::{Shared, unpack};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::domain::progress::PullPhase;
@@ -32,39 +33,19 @@ pub(super) async fn cri_alone(cri: &Cri) -> Result<Choice, Failure> {
     })
 }
 
-/// How to have the CRI plugin unpack for this worker's snapshotter; `None` if it cannot.
-async fn by_cri(shared: &Shared) -> Option<Unpacks> {
-    if !shared.client.is_in_namespace(seen::CRI_NAMESPACE) {
-        return None;
-    }
-    let unpacks = shared.client.cri().unpacks().await;
-    let unpacks = unpacks
-        .inspect_err(|failure| tracing::debug!(%failure, "no CRI"))
-        .ok()?;
-    unpacks
-        .into_iter()
-        .find(|unpacks| unpacks.snapshotter == shared.snapshotter)
-}
-
 /// The engine for images with nothing special about them.
 pub(super) async fn usual_choice(shared: &Shared) -> Result<Choice, Failure> {
     if shared.client.version().await?.is_none() {
         return cri_alone(&shared.client.cri()).await;
     }
     let nothing = Digest::of(b"");
-    let lease = Lease::create(
-        &shared.client,
-        &shared.leases,
-        &nothing,
-        &shared.snapshotter,
-    )
-    .await?;
+    let lease = Lease::create(&shared.client, &shared.leases, &nothing).await?;
     let scratch = Scratch::open(shared, &lease).await;
     lease.end(Ending::GivenUp).await;
     let offers = Offers {
         snapshotter: &shared.snapshotter,
         obstacle: scratch?.err(),
-        cri: by_cri(shared).await.is_some(),
+        cri: Snapshotters::of(shared).await?.own_by_cri.is_some(),
     };
     let wants = Wants {
         unpack: true,
@@ -73,45 +54,106 @@ pub(super) async fn usual_choice(shared: &Shared) -> Result<Choice, Failure> {
     engine::choose(&offers, wants)
 }
 
+/// What an engine is to do.
+enum Work<'a> {
+    /// Bring everything, and unpack it for the worker's own snapshotter.
+    Bring {
+        fetcher: &'a Fetcher<'a>,
+        scratch: Option<&'a Scratch>,
+    },
+    /// Unpack what was brought for another snapshotter.
+    Unpack(&'a Unpacks),
+}
+
 impl Pull<'_> {
-    /// Has an engine bring the image, and another one if that one cannot. Says which it was, and how long it took to
-    /// download.
+    /// Has an engine bring the image and unpack it for the worker's snapshotter, then for the others. Says which engine
+    /// brought it, and how long it took to download.
     pub(super) async fn bring(
         &self,
         fetcher: &Fetcher<'_>,
         scratch: Option<Scratch>,
         (obstacle, wants): (Option<Obstacle>, Wants),
     ) -> Result<(Choice, Duration), Failure> {
-        let (shared, image) = (self.shared, &self.request.image);
-        let unpacks = by_cri(shared).await;
         let offers = Offers {
-            snapshotter: &shared.snapshotter,
+            snapshotter: &self.snapshotters.own,
             obstacle,
-            cri: unpacks.is_some(),
+            cri: self.snapshotters.own_by_cri.is_some(),
         };
+        let work = Work::Bring {
+            fetcher,
+            scratch: scratch.as_ref(),
+        };
+        let (choice, download) = self.by_turns(&offers, wants, &work).await?;
+        for other in self.snapshotters.others.iter().filter(|_| wants.unpack) {
+            self.unpack_for(other, wants).await?;
+        }
+        Ok((choice, download))
+    }
+
+    /// Unpacks what was brought for another snapshotter.
+    async fn unpack_for(&self, other: &Unpacks, wants: Wants) -> Result<(), Failure> {
+        let snapshotter = other.snapshotter.as_str();
+        let offers = Offers {
+            snapshotter,
+            obstacle: Some(Obstacle::NotOwn(snapshotter.to_owned())),
+            cri: true,
+        };
+        let work = Work::Unpack(other);
+        self.by_turns(&offers, wants, &work).await.map(drop)
+    }
+
+    /// Has an engine do its part. Says how long it took to download.
+    async fn work(&self, engine: Engine, work: &Work<'_>) -> Result<Duration, Failure> {
+        let own_by_cri = self.snapshotters.own_by_cri.as_ref();
+        match (work, engine, own_by_cri) {
+            (Work::Unpack(other), Engine::Cri, _) => self.pull_image(other).await,
+            (Work::Unpack(other), ..) => {
+                let (lease, image) = (self.lease, &self.plan.image);
+                let config = read_config(lease, self.request, image).await?;
+                let snapshotter = &other.snapshotter;
+                unpack::unpack(self.shared, lease, snapshotter, &image.manifest, &config).await?;
+                Ok(Duration::ZERO)
+            }
+            (
+                Work::Bring {
+                    fetcher,
+                    scratch: Some(scratch),
+                },
+                Engine::Native,
+                _,
+            ) => self.stream(fetcher, scratch).await,
+            (Work::Bring { .. }, Engine::Cri, Some(unpacks)) => self.pull_image(unpacks).await,
+            (Work::Bring { fetcher, .. }, ..) => self.fetch_and_unpack(fetcher).await,
+        }
+    }
+
+    /// Has the engine that is chosen do its work, and another one if that one cannot.
+    async fn by_turns(
+        &self,
+        offers: &Offers<'_>,
+        wants: Wants,
+        work: &Work<'_>,
+    ) -> Result<(Choice, Duration), Failure> {
+        let image = &self.request.image;
         let about = |failure: Failure, why: &str| Failure {
             message: format!("{image}: {}{why}", failure.message),
             ..failure
         };
-        let mut choice = engine::choose(&offers, wants).map_err(|failure| about(failure, ""))?;
+        let mut choice = engine::choose(offers, wants).map_err(|failure| about(failure, ""))?;
         let mut failed = String::new();
         loop {
             let (engine, reason) = (choice.engine, &choice.reason);
-            tracing::debug!(%image, %engine, reason, "pulling");
-            let brought = match (engine, &scratch, &unpacks) {
-                (Engine::Native, Some(scratch), _) => self.stream(fetcher, scratch).await,
-                (Engine::Cri, _, Some(unpacks)) => self.pull_image(unpacks).await,
-                _ => self.fetch_and_unpack(fetcher).await,
-            };
-            let failure = match brought {
+            let snapshotter = offers.snapshotter;
+            tracing::debug!(%image, %engine, reason, snapshotter, "pulling");
+            let failure = match self.work(engine, work).await {
                 Ok(download) => return Ok((choice, download)),
                 Err(failure) if failed.is_empty() => failure,
                 Err(failure) => about(failure, &format!(" ({failed})")),
             };
-            let Some(next) = engine::choose_after(engine, &failure, &offers) else {
+            let Some(next) = engine::choose_after(engine, &failure, offers) else {
                 return Err(failure);
             };
-            tracing::warn!(%image, next = %next.engine, "{}", next.reason);
+            tracing::warn!(%image, snapshotter, next = %next.engine, "{}", next.reason);
             failed = next.reason.clone();
             choice = next;
         }
@@ -167,7 +209,8 @@ impl Pull<'_> {
         if self.request.unpack {
             self.meter.phase(PullPhase::Unpacking);
             let config = read_config(lease, self.request, image).await?;
-            unpack::unpack(self.shared, lease, &image.manifest, &config).await?;
+            let own = &self.snapshotters.own;
+            unpack::unpack(self.shared, lease, own, &image.manifest, &config).await?;
         }
         Ok(download)
     }

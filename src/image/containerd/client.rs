@@ -201,6 +201,15 @@ impl Client {
         Ok(answer.plugins)
     }
 
+    /// The names of the snapshotters that are loaded.
+    pub(super) async fn snapshotters(&self) -> Result<Vec<String>, Failure> {
+        let plugins = self.plugins(SNAPSHOTTER_PLUGIN).await?;
+        let loaded = plugins
+            .into_iter()
+            .filter(|plugin| plugin.init_err.is_none());
+        Ok(loaded.map(|plugin| plugin.id).collect())
+    }
+
     /// Describes a snapshotter, which has to be loaded.
     pub(super) async fn snapshotter(&self, name: &str) -> Result<Snapshotter, Failure> {
         let plugins = self.plugins(SNAPSHOTTER_PLUGIN).await?;

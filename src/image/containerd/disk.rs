@@ -32,12 +32,12 @@ pub(super) fn space(path: &Path) -> Option<Space> {
     })
 }
 
-/// Refuses a pull that would leave less free than the settings say. Where containerd's directories
+/// Refuses a pull that would leave less free than the settings say, unpacked for each of the snapshotters. Where containerd's directories
 /// are not to be seen from this process, it cannot tell, and lets the pull go ahead.
 pub(super) async fn check(
     shared: &Shared,
     missing: &[&Descriptor],
-    unpack: bool,
+    snapshotters: &[&str],
 ) -> Result<(), Failure> {
     if missing.is_empty() {
         return Ok(());
@@ -48,7 +48,9 @@ pub(super) async fn check(
             .fold(0_u64, |sum, blob| sum.saturating_add(bytes(blob)))
     };
     let compressed = sum(|blob| blob.size);
-    let unpacked = if unpack { sum(unpacked_bytes) } else { 0 };
+    // As a rule they are all on one disk.
+    let count = u64::try_from(snapshotters.len()).unwrap_or(u64::MAX);
+    let unpacked = sum(unpacked_bytes).saturating_mul(count);
     let content = shared.client.content_root().await?;
     let snapshots = shared.client.snapshotter(&shared.snapshotter).await?.root;
     let spaces = (
@@ -90,8 +92,7 @@ pub(super) async fn check(
 ///
 /// # Errors
 /// The file system is not to be seen from here, or refused.
-pub(super) async fn sync(shared: &Shared) -> Result<(), Failure> {
-    let name = &shared.snapshotter;
+pub(super) async fn sync(shared: &Shared, name: &str) -> Result<(), Failure> {
     let root = shared.client.snapshotter(name).await?.root;
     let Some(root) = root.filter(|root| root.is_dir()) else {
         return Err(Failure::new(

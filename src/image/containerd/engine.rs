@@ -25,6 +25,8 @@ pub(super) const OVERLAYFS: &str = "overlayfs";
 pub(super) enum Obstacle {
     /// Layers of this snapshotter are no directories.
     Snapshotter(String),
+    /// It is not the snapshotter of this worker, which unpacks for its own while an image comes.
+    NotOwn(String),
     /// The directories are not to be seen, or may not be written with all that a layer can hold.
     Directories,
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Obstacle {
             Self::Snapshotter(name) => {
                 write!(f, "layers of snapshotter {name:?} are no plain directories")
             }
+            Self::NotOwn(name) => write!(f, "snapshotter {name:?} is not the worker's own"),
             Self::Directories => f.write_str(
                 "containerd's snapshot directory is not at the same path here, or this process may not make devices and trusted attributes in it",
             ),

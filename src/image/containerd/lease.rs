@@ -56,9 +56,8 @@ pub(super) struct Lease<'a> {
     pub(super) client: Client,
     id: String,
     target: Digest,
-    snapshotter: String,
-    /// Snapshots that are being unpacked.
-    unpacking: Mutex<BTreeSet<String>>,
+    /// Snapshots that are being unpacked, by snapshotter and key.
+    unpacking: Mutex<BTreeSet<(String, String)>>,
     /// The directory of the scratch snapshot, if there is one.
     scratch: Mutex<Option<PathBuf>>,
 }
@@ -68,7 +67,6 @@ impl<'a> Lease<'a> {
         client: &Client,
         held: &'a HeldLeases,
         target: &Digest,
-        snapshotter: &str,
     ) -> Result<Self, Failure> {
         let id = new_id();
         lock(held).insert(id.clone());
@@ -84,15 +82,14 @@ impl<'a> Lease<'a> {
             client: client.with_lease(value),
             id,
             target: target.clone(),
-            snapshotter: snapshotter.to_owned(),
             unpacking: Mutex::default(),
             scratch: Mutex::default(),
         })
     }
 
     /// Notes a snapshot that has to be removed unless it is [`committed`](Self::committed).
-    pub(super) fn unpacking(&self, key: &str) {
-        lock(&self.unpacking).insert(key.to_owned());
+    pub(super) fn unpacking(&self, snapshotter: &str, key: &str) {
+        lock(&self.unpacking).insert((snapshotter.to_owned(), key.to_owned()));
     }
 
     /// Notes a directory whose content goes with the lease.
@@ -101,14 +98,14 @@ impl<'a> Lease<'a> {
     }
 
     /// Notes that there is no such snapshot any more.
-    pub(super) fn committed(&self, key: &str) {
-        lock(&self.unpacking).remove(key);
+    pub(super) fn committed(&self, snapshotter: &str, key: &str) {
+        lock(&self.unpacking).remove(&(snapshotter.to_owned(), key.to_owned()));
     }
 
     /// Removes a snapshot that was being unpacked.
-    pub(super) async fn remove(&self, key: &str) {
+    pub(super) async fn remove(&self, snapshotter: &str, key: &str) {
         let request = RemoveSnapshotRequest {
-            snapshotter: self.snapshotter.clone(),
+            snapshotter: snapshotter.to_owned(),
             key: key.to_owned(),
         };
         let removed =
@@ -117,7 +114,7 @@ impl<'a> Lease<'a> {
             Err(status) if status.code() != Code::NotFound => {
                 tracing::warn!(key, %status, "a half-unpacked snapshot is left to garbage collection");
             }
-            _ => self.committed(key),
+            _ => self.committed(snapshotter, key),
         }
     }
 
@@ -128,8 +125,8 @@ impl<'a> Lease<'a> {
             empty(dir).await;
         }
         let keys = std::mem::take(&mut *lock(&self.unpacking));
-        for key in keys {
-            self.remove(&key).await;
+        for (snapshotter, key) in keys {
+            self.remove(&snapshotter, &key).await;
         }
         let ended = match ending {
             Ending::Named => self.end_all().await,

@@ -25,6 +25,7 @@ mod plan;
 mod presence;
 mod pull;
 mod seen;
+mod snapshotters;
 mod throttle;
 mod unpack;
 
@@ -39,6 +40,7 @@ use self::engine::Choice;
 use self::flights::Flights;
 use self::lease::HeldLeases;
 use self::memory::Memory;
+use self::snapshotters::Snapshotters;
 use self::throttle::Throttle;
 use super::cri::Cri;
 use super::registry::Registry;
@@ -164,6 +166,19 @@ impl Containerd {
     pub async fn engine(&self) -> Result<(Engine, String), Failure> {
         let Choice { engine, reason } = bring::usual_choice(&self.0).await?;
         Ok((engine, reason))
+    }
+
+    /// The snapshotters beside the worker's own that images are unpacked for, since containers are started from them.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer.
+    pub async fn other_snapshotters(&self) -> Result<Vec<String>, Failure> {
+        let snapshotters = Snapshotters::of(&self.0).await?;
+        Ok(snapshotters
+            .names()
+            .skip(1)
+            .map(ToOwned::to_owned)
+            .collect())
     }
 
     /// Puts the image into containerd, or finds that it is there.

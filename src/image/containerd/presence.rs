@@ -8,6 +8,7 @@ use super::Shared;
 use super::labels::{self, GC_LAYER_PREFIX};
 use super::names;
 use super::plan::read_local;
+use super::snapshotters::Snapshotters;
 use super::unpack::has_snapshot;
 use crate::domain::failure::Failure;
 use crate::domain::image::Digest;
@@ -44,8 +45,8 @@ pub(super) async fn named(
 pub(super) async fn find(
     shared: &Shared,
     request: &PullRequest,
-    target: &Digest,
-    media_type: &str,
+    snapshotters: &Snapshotters,
+    (target, media_type): (&Digest, &str),
 ) -> Result<Option<Present>, Failure> {
     let client = &shared.client;
     let Some(local) = read_local(shared, request, target, media_type).await? else {
@@ -62,7 +63,7 @@ pub(super) async fn find(
         }
     }
     let unpacked = is_image && request.unpack;
-    if unpacked && !is_unpacked(shared, request, manifest).await? {
+    if unpacked && !is_unpacked(shared, request, snapshotters, manifest).await? {
         return Ok(None);
     }
     let Some(info) = client.info(&local.manifest_digest).await? else {
@@ -112,10 +113,11 @@ async fn is_missing<'a>(
     Ok((!is_there).then_some(blob))
 }
 
-/// Whether the snapshots are there, and the configuration keeps them.
+/// Whether the snapshots are there for every snapshotter, and the configuration keeps them.
 async fn is_unpacked(
     shared: &Shared,
     request: &PullRequest,
+    snapshotters: &Snapshotters,
     manifest: &Manifest,
 ) -> Result<bool, Failure> {
     let client = &shared.client;
@@ -128,11 +130,15 @@ async fn is_unpacked(
     let Some(top) = chain.last() else {
         return Ok(true);
     };
-    let kept = client.info(digest).await?.is_some_and(|info| {
-        info.labels
-            .get(&labels::gc_snapshot(&shared.snapshotter))
-            .map(String::as_str)
-            == Some(top.as_str())
-    });
-    Ok(kept && has_snapshot(client, &shared.snapshotter, top).await?)
+    let Some(info) = client.info(digest).await? else {
+        return Ok(false);
+    };
+    for snapshotter in snapshotters.names() {
+        let kept = info.labels.get(&labels::gc_snapshot(snapshotter));
+        let kept = kept.map(String::as_str) == Some(top.as_str());
+        if !kept || !has_snapshot(client, snapshotter, top).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

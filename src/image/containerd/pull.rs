@@ -14,6 +14,7 @@ use super::meter::Meter;
 use super::native::Scratch;
 use super::plan::{self, Image};
 use super::presence::{self, Present};
+use super::snapshotters::Snapshotters;
 use super::{Containerd, Shared, disk, lease, names, seen};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
@@ -81,7 +82,9 @@ pub(super) async fn run(
         return stop.or(through_cri(shared, &request, &progress)).await.0;
     }
     let meter = Meter::new(progress);
-    let plan = match stop.or(make_plan(shared, &request, started)).await.0? {
+    let snapshotters = Snapshotters::of(shared).await?;
+    let planning = make_plan(shared, &request, &snapshotters, started);
+    let plan = match stop.or(planning).await.0? {
         Planned::Pull(plan) => *plan,
         Planned::Present(present) => {
             let crashed = lease::end_crashed(&shared.client, &shared.leases, &present.digest);
@@ -103,11 +106,12 @@ pub(super) async fn run(
         }
     };
     let target = &plan.image.target().digest;
-    let lease = Lease::create(&shared.client, &shared.leases, target, &shared.snapshotter).await?;
+    let lease = Lease::create(&shared.client, &shared.leases, target).await?;
     let workers = TaskTracker::new();
     let pull = Pull {
         shared,
         request: &request,
+        snapshotters: &snapshotters,
         plan: &plan,
         lease: &lease,
         meter: &meter,
@@ -135,6 +139,7 @@ async fn through_cri(
 async fn make_plan(
     shared: &Shared,
     request: &PullRequest,
+    snapshotters: &Snapshotters,
     started: Instant,
 ) -> Result<Planned, Failure> {
     let pinned_down = request.image.digest().or(request.digest.as_ref());
@@ -145,7 +150,8 @@ async fn make_plan(
             ImagePullPolicy::Always => pinned_down == Some(digest),
         };
         if good_enough
-            && let Some(present) = presence::find(shared, request, digest, media_type).await?
+            && let Some(present) =
+                presence::find(shared, request, snapshotters, (digest, media_type)).await?
         {
             return Ok(Planned::Present(present));
         }
@@ -165,7 +171,8 @@ async fn make_plan(
                 let (digest, media_type) = (resolved.digest, resolved.media_type);
                 if request.policy == ImagePullPolicy::Always
                     && let Some(present) =
-                        presence::find(shared, request, &digest, &media_type).await?
+                        presence::find(shared, request, snapshotters, (&digest, &media_type))
+                            .await?
                 {
                     return Ok(Planned::Present(present));
                 }
@@ -203,6 +210,7 @@ async fn half_present(
 pub(super) struct Pull<'a> {
     pub(super) shared: &'a Shared,
     pub(super) request: &'a PullRequest,
+    pub(super) snapshotters: &'a Snapshotters,
     pub(super) plan: &'a Plan,
     pub(super) lease: &'a Lease<'a>,
     pub(super) meter: &'a Meter,
@@ -220,7 +228,12 @@ impl Pull<'_> {
             .start(total.chain(pages).fold(0, u64::saturating_add));
         let started = Instant::now();
         let missing = presence::missing(shared, blobs.iter().copied()).await?;
-        disk::check(shared, &missing, request.unpack).await?;
+        let names: Vec<_> = self
+            .snapshotters
+            .names()
+            .filter(|_| request.unpack)
+            .collect();
+        disk::check(shared, &missing, &names).await?;
         let wants = Wants {
             unpack: request.unpack,
             encrypted: image.is_encrypted(),
@@ -248,8 +261,8 @@ impl Pull<'_> {
             },
         };
         let (choice, download) = self.bring(&fetcher, scratch, (obstacle, wants)).await?;
-        if shared.sync_filesystem && request.unpack {
-            disk::sync(shared).await?;
+        for name in names.iter().filter(|_| shared.sync_filesystem) {
+            disk::sync(shared, name).await?;
         }
         self.name().await?;
         let Traffic {

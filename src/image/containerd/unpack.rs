@@ -20,10 +20,11 @@ use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
 /// came in between.
 const MAX_PREPARES: u32 = 3;
 
-/// Unpacks the layers that have no snapshot yet, and has the configuration keep the result.
+/// Unpacks the layers that have no snapshot of this snapshotter yet, and has the configuration keep the result.
 pub(super) async fn unpack(
     shared: &Shared,
     lease: &Lease<'_>,
+    snapshotter: &str,
     manifest: &Manifest,
     config: &ImageConfig,
 ) -> Result<(), Failure> {
@@ -35,6 +36,7 @@ pub(super) async fn unpack(
         let step = Step {
             shared,
             lease,
+            snapshotter,
             layer,
             diff_id,
             chain_id,
@@ -43,19 +45,19 @@ pub(super) async fn unpack(
         step.run().await?;
         parent = Some(chain_id);
     }
-    keep(shared, client, manifest, &chain).await
+    keep(client, snapshotter, manifest, &chain).await
 }
 
 /// Has the configuration keep the topmost snapshot.
 pub(super) async fn keep(
-    shared: &Shared,
     client: &Client,
+    snapshotter: &str,
     manifest: &Manifest,
     chain: &[Digest],
 ) -> Result<(), Failure> {
     let labels = chain
         .last()
-        .map(|top| (labels::gc_snapshot(&shared.snapshotter), top.to_string()));
+        .map(|top| (labels::gc_snapshot(snapshotter), top.to_string()));
     client
         .label(&manifest.config.digest, labels.into_iter().collect())
         .await
@@ -91,6 +93,7 @@ pub(super) async fn has_snapshot(
 pub(super) struct Step<'a> {
     pub(super) shared: &'a Shared,
     pub(super) lease: &'a Lease<'a>,
+    pub(super) snapshotter: &'a str,
     pub(super) layer: &'a Descriptor,
     pub(super) diff_id: &'a Digest,
     pub(super) chain_id: &'a Digest,
@@ -110,9 +113,9 @@ impl Step<'_> {
         fill: impl AsyncFnOnce(Vec<Mount>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let key = unpack_key(self.chain_id.as_str());
-        self.lease.unpacking(&key);
+        self.lease.unpacking(self.snapshotter, &key);
         let Some(mounts) = self.prepare(&key).await? else {
-            self.lease.committed(&key);
+            self.lease.committed(self.snapshotter, &key);
             return Ok(());
         };
         let done = match fill(mounts).await {
@@ -120,7 +123,7 @@ impl Step<'_> {
             Err(failure) => Err(failure),
         };
         if done.is_err() {
-            self.lease.remove(&key).await;
+            self.lease.remove(self.snapshotter, &key).await;
         }
         done
     }
@@ -130,7 +133,7 @@ impl Step<'_> {
         let client = &self.lease.client;
         for _ in 0..MAX_PREPARES {
             let request = client.request(PrepareSnapshotRequest {
-                snapshotter: self.shared.snapshotter.clone(),
+                snapshotter: self.snapshotter.to_owned(),
                 key: key.to_owned(),
                 parent: self.parent.map(Digest::to_string).unwrap_or_default(),
                 labels: self.snapshot_labels(),
@@ -138,7 +141,7 @@ impl Step<'_> {
             match Client::call(client.snapshots().prepare(request)).await {
                 Ok(answer) => return Ok(Some(answer.mounts)),
                 Err(status) if status.code() == Code::AlreadyExists => {
-                    if has_snapshot(client, &self.shared.snapshotter, self.chain_id).await? {
+                    if has_snapshot(client, self.snapshotter, self.chain_id).await? {
                         return Ok(None);
                     }
                 }
@@ -196,15 +199,17 @@ impl Step<'_> {
     async fn commit(&self, key: &str) -> Result<(), Failure> {
         let client = &self.lease.client;
         let request = client.request(CommitSnapshotRequest {
-            snapshotter: self.shared.snapshotter.clone(),
+            snapshotter: self.snapshotter.to_owned(),
             name: self.chain_id.to_string(),
             key: key.to_owned(),
             labels: self.snapshot_labels(),
         });
         match Client::call(client.snapshots().commit(request)).await {
-            Ok(()) => self.lease.committed(key),
+            Ok(()) => self.lease.committed(self.snapshotter, key),
             // Somebody else's pull was faster.
-            Err(status) if status.code() == Code::AlreadyExists => self.lease.remove(key).await,
+            Err(status) if status.code() == Code::AlreadyExists => {
+                self.lease.remove(self.snapshotter, key).await
+            }
             Err(status) => {
                 let what = format_args!("committing the snapshot of layer {}", self.layer.digest);
                 return Err(client.failure(what, &status));

@@ -93,7 +93,8 @@ impl Native<'_> {
             Ok(())
         };
         futures::future::try_join(bring, commit).await?;
-        keep(self.shared, &self.lease.client, self.manifest, &chain).await
+        let client = &self.lease.client;
+        keep(client, &self.shared.snapshotter, self.manifest, &chain).await
     }
 
     async fn layer(&self, chain: &[Digest], number: usize) -> Result<Ready, Failure> {
@@ -160,6 +161,7 @@ impl Native<'_> {
         let step = Step {
             shared: self.shared,
             lease: self.lease,
+            snapshotter: &self.shared.snapshotter,
             layer: &self.manifest.layers[number],
             diff_id: &self.config.rootfs.diff_ids[number],
             chain_id: &chain[number],

@@ -38,7 +38,7 @@ impl Scratch {
             return Ok(Err(Obstacle::Snapshotter(shared.snapshotter.clone())));
         }
         let key = unpack_key("scratch");
-        lease.unpacking(&key);
+        lease.unpacking(OVERLAYFS, &key);
         let client = &lease.client;
         let request = client.request(PrepareSnapshotRequest {
             snapshotter: shared.snapshotter.clone(),
@@ -51,7 +51,7 @@ impl Scratch {
             .map_err(|status| client.failure("preparing a scratch snapshot", &status))?
             .mounts;
         let Some(Layers { upper: dir, .. }) = Layers::of(&mounts) else {
-            lease.remove(&key).await;
+            lease.remove(OVERLAYFS, &key).await;
             return Ok(Err(Obstacle::Directories));
         };
         let probed = dir.clone();
@@ -60,7 +60,7 @@ impl Scratch {
             lease.scratch(dir.clone());
             return Ok(Ok(Self { dir }));
         }
-        lease.remove(&key).await;
+        lease.remove(OVERLAYFS, &key).await;
         Ok(Err(Obstacle::Directories))
     }
 
