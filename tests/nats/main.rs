@@ -30,6 +30,7 @@ macro_rules! on_every_generation {
 mod api;
 mod cell;
 mod dispatcher;
+mod permissions;
 mod pull;
 mod pushes;
 mod read;
