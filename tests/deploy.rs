@@ -93,6 +93,25 @@ fn every_overlay_renders_to_what_kubernetes_takes() {
 }
 
 #[test]
+fn no_overlay_needs_the_prometheus_operator_and_the_component_adds_what_is_for_it() {
+    let monitors = |text: &str| text.matches("kind: PodMonitor").count();
+    for folder in renderable() {
+        assert_eq!(monitors(&rendered(&folder)), 0, "{}", folder.display());
+    }
+    let dir = parts::temp_dir();
+    let own = fs::canonicalize(dir.path()).unwrap();
+    // Kustomize takes no absolute paths.
+    let up = "../".repeat(own.components().count() - 1);
+    let kubernetes = fs::canonicalize(deploy().join("kubernetes")).unwrap();
+    let kubernetes = format!("{up}{}", kubernetes.strip_prefix("/").unwrap().display());
+    let kustomization = format!(
+        "resources: ['{kubernetes}/base']\ncomponents: ['{kubernetes}/components/monitoring']\n"
+    );
+    fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
+    assert!(monitors(&rendered(&own)) > 0);
+}
+
+#[test]
 fn a_field_that_kubernetes_does_not_know_is_found() {
     let dir = parts::temp_dir();
     let manifest = dir.path().join("manifest.yaml");
