@@ -70,6 +70,9 @@ impl Push {
             text.push_str(digest.as_str());
         }
         let image: ImageRef = text.parse().map_err(|error| format!("{error}"))?;
+        if image.tag() != self.tag.as_deref() {
+            return Err(format!("repository: {:?} has a tag in it", self.repository));
+        }
         if image.registry() != self.registry {
             return Err(format!(
                 "registry: {:?} is not a registry's host as image references name it",
@@ -102,6 +105,8 @@ mod tests {
         for text in [
             r#"{"registry":"r.example.com","repository":"a"}"#,
             r#"{"registry":"r.example.com","repository":"A","tag":"1"}"#,
+            // Rules would see another repository than nodes pull from.
+            r#"{"registry":"r.example.com","repository":"a:1","digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000"}"#,
             r#"{"registry":"nowhere","repository":"a","tag":"1"}"#,
             r#"{"registry":"r.example.com","repository":"a","tag":"1","extra":1}"#,
             r#"{"registry":"r.example.com","repository":"a","digest":"sha256:1"}"#,

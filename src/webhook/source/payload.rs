@@ -138,6 +138,11 @@ impl Told<'_> {
         }
         name.parse::<ImageRef>()
             .map_err(|error| rejection(place, error.to_string()))?;
+        // A tag that stands there would be seen by nodes and by no rule.
+        if self.repository.contains([':', '@']) {
+            let message = format!("{:?} is no repository", self.repository);
+            return Err(rejection(place, message));
+        }
         Ok(Push {
             registry: registry.to_owned(),
             repository: self.repository.to_owned(),
