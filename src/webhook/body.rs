@@ -58,41 +58,58 @@ impl Bodies {
             .unwrap_or(Err(BodyError::TooSlow(self.limit)))
     }
 
-    /// What is too large is read to its end, within bounds and without being kept: a sender that is cut off while it
+    /// What cannot be taken is read to its end, within bounds and without being kept: a sender that is cut off while it
     /// sends does not see the answer.
     async fn whole(&self, body: Incoming) -> Result<Held<'_>, BodyError> {
         let mut chunks = Body::new(body).into_data_stream();
         let (mut kept, mut length) = (BytesMut::new(), 0_usize);
         let mut memory: Option<SemaphorePermit<'_>> = None;
+        let mut refused = None;
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk?;
             length = length.saturating_add(chunk.len());
-            if length > self.most {
+            if length > MAX_DISCARDED {
+                break;
+            }
+            if refused.is_none() {
+                refused = self.make_room(&mut memory, length).err();
+            }
+            if refused.is_some() {
                 (kept, memory) = (BytesMut::new(), None);
-                if length > MAX_DISCARDED {
-                    break;
-                }
-                continue;
+            } else {
+                kept.extend_from_slice(&chunk);
             }
-            let held = memory.as_ref().map_or(0, SemaphorePermit::num_permits);
-            if length > FREE && length > held {
-                // Twice what is there, so that nobody holds much who has not sent it. Nobody waits for it: two that have
-                // a part each would wait for one another.
-                let more = self.hold((length * 2).min(self.most) - held)?;
-                match &mut memory {
-                    Some(memory) => memory.merge(more),
-                    None => memory = Some(more),
-                }
-            }
-            kept.extend_from_slice(&chunk);
         }
+        match refused {
+            Some(refused) => Err(refused),
+            None => Ok(Held {
+                bytes: kept.freeze(),
+                _memory: memory,
+            }),
+        }
+    }
+
+    /// Takes memory for a body of this length so far.
+    fn make_room<'a>(
+        &'a self,
+        memory: &mut Option<SemaphorePermit<'a>>,
+        length: usize,
+    ) -> Result<(), BodyError> {
         if length > self.most {
             return Err(BodyError::TooLarge(self.most));
         }
-        Ok(Held {
-            bytes: kept.freeze(),
-            _memory: memory,
-        })
+        let held = memory.as_ref().map_or(0, SemaphorePermit::num_permits);
+        if length <= FREE.max(held) {
+            return Ok(());
+        }
+        // Twice what is there, so that nobody holds much who has not sent it. Nobody waits for it: two that have a part
+        // each would wait for one another.
+        let more = self.hold((length * 2).min(self.most) - held)?;
+        match memory {
+            Some(memory) => memory.merge(more),
+            None => *memory = Some(more),
+        }
+        Ok(())
     }
 
     fn hold(&self, bytes: usize) -> Result<SemaphorePermit<'_>, BodyError> {

@@ -22,7 +22,7 @@ struct Waiting {
     turns: BTreeMap<u64, CancellationToken>,
 }
 
-/// One of them. It is waited for until [`Connection::is_busy`] is called.
+/// One of them. It is waited for until [`Connection::mark_busy`] is called.
 pub(super) struct Connection {
     all: Arc<Connections>,
     turn: Mutex<Option<u64>>,
@@ -53,7 +53,7 @@ impl Connections {
                         closed: CancellationToken::new(),
                         _place: place.ok()?,
                     };
-                    connection.is_waited_for();
+                    connection.mark_waiting();
                     return Some(connection);
                 }
                 () = self.turned.notified(), if !makes_room => {}
@@ -79,14 +79,14 @@ impl Connection {
     }
 
     /// Its request is all there, and it stays until it has its answer.
-    pub(super) fn is_busy(&self) {
+    pub(super) fn mark_busy(&self) {
         if let Some(turn) = self.turn().take() {
             self.all.waiting().turns.remove(&turn);
         }
     }
 
     /// It has its answer, or has just come.
-    pub(super) fn is_waited_for(&self) {
+    pub(super) fn mark_waiting(&self) {
         let mut waiting = self.all.waiting();
         waiting.next += 1;
         let turn = waiting.next;
@@ -103,7 +103,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.is_busy();
+        self.mark_busy();
     }
 }
 
@@ -119,8 +119,8 @@ mod tests {
         let first = all.enter().await.unwrap();
         let second = all.enter().await.unwrap();
         // Answered meanwhile, the first has kept us waiting for less long now.
-        first.is_busy();
-        first.is_waited_for();
+        first.mark_busy();
+        first.mark_waiting();
         let third = all.enter();
         tokio::pin!(third);
         assert!(third.as_mut().now_or_never().is_none());
@@ -128,13 +128,13 @@ mod tests {
         assert!(first.closed().now_or_never().is_none());
         drop(second);
         let third = third.await.unwrap();
-        first.is_busy();
-        third.is_busy();
+        first.mark_busy();
+        third.mark_busy();
         let fourth = all.enter();
         tokio::pin!(fourth);
         assert!(fourth.as_mut().now_or_never().is_none(), "all are busy");
         assert!(third.closed().now_or_never().is_none());
-        third.is_waited_for();
+        third.mark_waiting();
         assert!(fourth.as_mut().now_or_never().is_none());
         assert!(third.closed().now_or_never().is_some());
         drop(third);

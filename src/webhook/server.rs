@@ -225,7 +225,7 @@ async fn serve<S>(
         let (shared, place) = (Arc::clone(&shared), Arc::clone(&place));
         async move {
             let answer = answer(&shared, &place, request).await;
-            place.is_waited_for();
+            place.mark_waiting();
             Ok::<_, std::convert::Infallible>(answer)
         }
     });
@@ -324,7 +324,7 @@ async fn handle(
         Ok(body) => body,
         Err(error) => return (source, without_body(&error)),
     };
-    connection.is_busy();
+    connection.mark_busy();
     let authorization = head.headers.get(header::AUTHORIZATION);
     let keys = match keys.of(authorization.map(HeaderValue::as_bytes)).await {
         Ok(keys) => keys,

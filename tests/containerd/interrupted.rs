@@ -342,3 +342,20 @@ async fn a_containerd_that_dies_fails_the_attempt_and_the_next_one_succeeds() {
     })
     .await;
 }
+
+/// A few bytes each time are no progress, or a pull would go on for as long as its task may.
+#[tokio::test]
+async fn a_registry_that_breaks_after_every_few_bytes_is_given_up() {
+    let image = generated(1, 1, 1_000_000).build();
+    let registry = Faulty::serve(&image).await;
+    let layer = image.blobs.iter().max_by_key(|blob| blob.bytes.len());
+    let layer = &layer.unwrap().digest;
+    registry.break_next(layer, [Fault::CutAfter(2_000); 100]);
+    let node = Node::start(ContainerdVersion::V2_1).await;
+    node.daemon.allow_registry(registry.addr());
+    let request = request(&registry.image());
+    let failure = node.pull(&request).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::RegistryUnavailable, "{failure}");
+    let asked = registry.ranges(layer).len();
+    assert!(asked < 6, "it was asked {asked} times");
+}

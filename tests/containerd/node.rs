@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::support;
 use support::containerd::{ContainerdVersion, NAMESPACE};
+use support::images::generated;
 
 /// How long containerd may take to let go of what nobody holds.
 pub const COLLECTION_LIMIT: Duration = Duration::from_secs(20);
@@ -199,6 +200,15 @@ pub fn request(image: &str) -> PullRequest {
         unpack: true,
         labels: BTreeMap::new(),
     }
+}
+
+/// An image under `app:1`, which means another one by now.
+pub async fn moved_tag(registry: &support::registry::Registry) -> support::images::Pushed {
+    let first = generated(1, 1, 10_000).build();
+    let first = registry.push("app", "1", &first).await;
+    let second = generated(2, 1, 10_000).build();
+    registry.push("app", "1", &second).await;
+    first
 }
 
 pub async fn pull(runtime: &Containerd, request: &PullRequest) -> Result<PullReport, Failure> {

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::faulty::{Fault, Faulty};
-use super::node::{Node, on_all, pull, request, settings, settings_at};
+use super::node::{Node, moved_tag, on_all, pull, request, settings, settings_at};
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::cri_only::CriOnly;
@@ -102,12 +102,7 @@ async fn the_digest_of_the_job_wins_through_cri_as_well() {
     let registry = Registry::start().await;
     let (node, _front, runtime) = cri_only(ContainerdVersion::V2_1).await;
     node.daemon.allow_registry(&registry.addr());
-    let first = registry
-        .push("app", "1", &generated(1, 1, 10_000).build())
-        .await;
-    registry
-        .push("app", "1", &generated(2, 1, 10_000).build())
-        .await;
+    let first = moved_tag(&registry).await;
     let mut fixed = request(&first.by_tag);
     fixed.digest = Some(first.digest.parse().unwrap());
     let report = pull(&runtime, &fixed).await.unwrap();

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use prewarm::domain::failure::FailureKind;
 use prewarm::image::containerd::Containerd;
 
-use super::node::{Node, on_all, pull, request, settings};
+use super::node::{Node, moved_tag, on_all, pull, request, settings};
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::{Compression, Format, Image, Pushed, Recipe, busybox, generated};
@@ -211,12 +211,7 @@ async fn the_digest_of_the_job_wins_over_what_the_tag_means_now() {
     let registry = Registry::start().await;
     let node = Node::start(ContainerdVersion::V1_7).await;
     node.daemon.allow_registry(&registry.addr());
-    let first = registry
-        .push("app", "1", &generated(1, 1, 10_000).build())
-        .await;
-    registry
-        .push("app", "1", &generated(2, 1, 10_000).build())
-        .await;
+    let first = moved_tag(&registry).await;
     let mut fixed = request(&first.by_tag);
     fixed.digest = Some(first.digest.parse().unwrap());
     assert_eq!(

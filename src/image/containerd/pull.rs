@@ -78,11 +78,16 @@ pub(super) async fn run(
 ) -> Result<PullReport, Failure> {
     let shared = &*containerd.0;
     let started = Instant::now();
-    if shared.client.version().await?.is_none() {
+    let look = async {
+        match shared.client.version().await? {
+            Some(_) => Snapshotters::of(shared).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let Some(snapshotters) = stop.or(look).await.0? else {
         return stop.or(through_cri(shared, &request, &progress)).await.0;
-    }
+    };
     let meter = Meter::new(progress);
-    let snapshotters = Snapshotters::of(shared).await?;
     let planning = make_plan(shared, &request, &snapshotters, started);
     let plan = match stop.or(planning).await.0? {
         Planned::Pull(plan) => *plan,
