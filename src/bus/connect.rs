@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
@@ -18,6 +19,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 const ROLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause of a role between two attempts: a fleet that lost its broker comes back within this.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(4);
+
+/// Least time between two words about lost messages.
+const LOSSES_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the broker is and how to log in.
 #[derive(Clone)]
@@ -155,10 +159,14 @@ impl ConnectFailure {
 /// # Errors
 /// No server can be reached or logged in to.
 pub async fn connect_once(settings: &ConnectSettings, name: &str) -> Result<Bus, ConnectFailure> {
+    let losses = Losses::default();
     let options = options(settings, name)
         .await?
         .connection_timeout(COMMAND_TIMEOUT)
-        .event_callback(|event| async move { log(&event) });
+        .event_callback(move |event| {
+            log(&event, &losses);
+            std::future::ready(())
+        });
     let client = options
         .connect(settings.servers.clone())
         .await
@@ -176,13 +184,14 @@ pub async fn connect_role(
     shutdown: &CancellationToken,
 ) -> Result<Bus, ConnectFailure> {
     let (connected, mut first) = watch::channel(false);
+    let losses = Losses::default();
     let options = options(settings, name)
         .await?
         .connection_timeout(ROLE_TIMEOUT)
         .retry_on_initial_connect()
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
-            log(&event);
+            log(&event, &losses);
             if event == Event::Connected {
                 connected.send_replace(true);
             }
@@ -208,12 +217,35 @@ fn reconnect_delay(attempts: usize) -> Duration {
     delay.min(MAX_RECONNECT_DELAY).mul_f64(jitter)
 }
 
-fn log(event: &Event) {
+/// Messages that were lost because they were read too slowly. The client tells of each; a dispatcher that cannot keep
+/// up with the heartbeats of ten thousand nodes would fill its log with them.
+#[derive(Default)]
+struct Losses(Mutex<(u64, Option<Instant>)>);
+
+impl Losses {
+    /// Counts one; how many to tell of, if it is time again.
+    fn count(&self, now: Instant) -> Option<u64> {
+        let mut losses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lost, told) = &mut *losses;
+        *lost += 1;
+        if told.is_some_and(|told| now.saturating_duration_since(told) < LOSSES_TOLD_EVERY) {
+            return None;
+        }
+        *told = Some(now);
+        Some(std::mem::take(lost))
+    }
+}
+
+fn log(event: &Event, losses: &Losses) {
     match event {
         Event::Connected => tracing::info!("the broker is connected"),
         Event::Disconnected => tracing::warn!("the broker is lost; reconnecting"),
         Event::LameDuckMode => tracing::warn!("the broker is about to stop; moving to another"),
-        Event::SlowConsumer(_) => tracing::warn!("messages were lost: we read too slowly"),
+        Event::SlowConsumer(_) => {
+            if let Some(messages) = losses.count(Instant::now()) {
+                tracing::warn!(messages, "messages were lost: we read too slowly");
+            }
+        }
         // A denied subject shows nowhere else: the request that used it only times out.
         Event::ServerError(error) => tracing::warn!(%error, "the broker refused something"),
         Event::ClientError(error) => tracing::warn!(%error, "no connection with the broker yet"),
@@ -366,6 +398,15 @@ mod tests {
         assert_eq!(seed_of(&format!("{seed}\n")).as_deref(), Some(seed));
         assert_eq!(seed_of(&decorated).as_deref(), Some(seed));
         assert_eq!(seed_of("SUMMARY"), None);
+    }
+
+    #[test]
+    fn lost_messages_are_counted_and_told_once_a_second() {
+        let (losses, begin) = (Losses::default(), Instant::now());
+        assert_eq!(losses.count(begin), Some(1));
+        let quiet = (0..999).filter_map(|_| losses.count(begin));
+        assert_eq!(quiet.count(), 0);
+        assert_eq!(losses.count(begin + LOSSES_TOLD_EVERY), Some(1_000));
     }
 
     #[test]

@@ -128,6 +128,12 @@ pub enum Input {
         /// The newest message this dispatcher knew of before it looked: later ones prove nothing.
         as_of: u64,
     },
+    /// Nothing was listened to since then, because the broker took that long to do what was asked of it. Whoever was
+    /// not heard of meanwhile may have spoken.
+    Stalled {
+        /// Since when.
+        since: Timestamp,
+    },
     /// Time passed.
     Tick,
 }

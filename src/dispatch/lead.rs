@@ -19,6 +19,13 @@ use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
 use crate::domain::time::Timestamp;
 
+/// How long the broker may take to confirm an effect. A stream that is busy with ten thousand consumers keeps its
+/// publishers waiting for longer than a request may take ([`crate::bus::REQUEST_TIMEOUT`]), while the lease is renewed
+/// in time: to end the leadership then and to read everything back would only make it busier. Whoever loses the lease
+/// or the connection does not wait for this.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(60);
+/// How long effects may take before the state is told that it could not listen meanwhile.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Arrivals taken together before their effects are done.
 const BATCH: usize = 256;
 /// How often it is looked whether the connection was lost meanwhile.
@@ -84,7 +91,7 @@ struct Leader {
 
 impl Leader {
     async fn begin(
-        bus: Bus,
+        mut bus: Bus,
         (settings, audit_every): (Settings, Duration),
         resolver: Resolver,
         permission: Permission,
@@ -92,8 +99,8 @@ impl Leader {
         let clock = Clock::new();
         let client = bus.client.clone();
         let connects = connects(&client);
-        let began = std::time::Instant::now();
-        let loaded = load(&bus, settings, clock.now()).await.map_err(ended)?;
+        let since = clock.now();
+        let loaded = load(&bus, settings, since).await.map_err(ended)?;
         let Loaded {
             state,
             revisions,
@@ -111,7 +118,7 @@ impl Leader {
         }
         tracing::info!(
             jobs = revisions.len(),
-            millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            millis = u64::try_from(clock.now().since(since).as_millis()).unwrap_or(u64::MAX),
             "read the cell back; leading"
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
@@ -119,6 +126,7 @@ impl Leader {
         let pushes = pushing::take(bus.clone(), resolver.clone(), sender.clone());
         let queue = sender.clone();
         sources.spawn(async move { broken(&queue, pushes.await).await });
+        bus.jetstream.set_timeout(CONFIRMED_WITHIN);
         let performer = Performer::new(bus, (revisions, newest_task), resolver, sender).await;
         let mut leader = Self {
             clock,
@@ -132,7 +140,8 @@ impl Leader {
             connects,
             _sources: sources,
         };
-        leader.take([Arrival::Input(Input::Lead)]).await?;
+        let begun = [Input::Stalled { since }, Input::Lead];
+        leader.take(begun.map(Arrival::Input)).await?;
         Ok(leader)
     }
 
@@ -140,8 +149,8 @@ impl Leader {
         let mut batch = Vec::with_capacity(BATCH);
         let mut audits = tokio::time::interval(self.audit_every);
         audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut connection = tokio::time::interval(CONNECTION_LOOKED_AT);
-        connection.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let lost = connection_lost(self.client.clone(), self.connects);
+        tokio::pin!(lost);
         loop {
             let sleep = self.state.next_deadline().map_or(LONGEST_SLEEP, |at| {
                 at.since(self.clock.now()).min(LONGEST_SLEEP)
@@ -154,11 +163,7 @@ impl Leader {
                     }
                     self.take(batch.drain(..)).await?;
                 }
-                // A broker that restarted has forgotten the consumers that listen for us, and a
-                // client finds that out after half a minute of silence.
-                _ = connection.tick() => if connects(&self.client) != self.connects {
-                    return Err(ended("the connection to the broker was lost meanwhile"));
-                },
+                () = &mut lost => return Err(ended(LOST)),
                 _ = audits.tick() => {
                     if let Some(as_of) = self.state.has_out() {
                         self.performer.look_through(as_of);
@@ -180,14 +185,22 @@ impl Leader {
         self.act(now, effects).await
     }
 
-    async fn act(&mut self, now: Timestamp, mut effects: Vec<Effect>) -> Result<(), Ended> {
+    async fn act(&mut self, mut now: Timestamp, mut effects: Vec<Effect>) -> Result<(), Ended> {
         while !effects.is_empty() {
             if !self.permission.is_valid() {
                 return Err(ended("the lease was not renewed in time"));
             }
-            let known = self.performer.perform(std::mem::take(&mut effects)).await;
+            let known = tokio::select! {
+                known = self.performer.perform(std::mem::take(&mut effects)) => known,
+                () = connection_lost(self.client.clone(), self.connects) => return Err(ended(LOST)),
+            };
             for input in known.map_err(ended)? {
                 self.state.handle(now, input, &mut effects);
+            }
+            let since = std::mem::replace(&mut now, self.clock.now());
+            if now.since(since) >= STALLED_AFTER {
+                self.state
+                    .handle(now, Input::Stalled { since }, &mut effects);
             }
         }
         Ok(())
@@ -220,6 +233,18 @@ impl Leader {
             }
             Arrival::Broken(reason) => Err(Ended(reason)),
         }
+    }
+}
+
+const LOST: &str = "the connection to the broker was lost meanwhile";
+
+/// Ends when the client is connected anew. A broker that restarted has forgotten the consumers that listen for us, and
+/// what it has not confirmed it never will; a client finds that out after half a minute of silence.
+async fn connection_lost(client: async_nats::Client, connects_before: u64) {
+    let mut looks = tokio::time::interval(CONNECTION_LOOKED_AT);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while connects(&client) == connects_before {
+        looks.tick().await;
     }
 }
 

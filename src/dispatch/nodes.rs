@@ -311,6 +311,16 @@ impl Dispatcher {
         self.timers.set(timer.0, timer.1);
     }
 
+    /// Nobody counts as silent for a time in which nobody was listened to.
+    pub(super) fn excuse_silence(&mut self, now: Timestamp, since: Timestamp) {
+        let deaf_for = now.since(since);
+        for id in self.fleet.ids() {
+            if let Some(node) = self.fleet.get_mut(id) {
+                node.last_heard = node.last_heard.after(deaf_for).min(now);
+            }
+        }
+    }
+
     pub(super) fn check_node_gone(
         &mut self,
         now: Timestamp,

@@ -104,6 +104,7 @@ impl Dispatcher {
             }
             Input::Heartbeat { node, heartbeat } => self.heartbeat(now, &node, &heartbeat, effects),
             Input::Kept { keys, as_of } => self.release_what_is_lost(&keys, as_of, effects),
+            Input::Stalled { since } => self.excuse_silence(now, since),
             Input::Tick => {}
         }
         if self.leading {

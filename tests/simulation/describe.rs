@@ -41,6 +41,7 @@ pub fn input(input: &Input) -> String {
         | Input::JobEventTold { .. }
         | Input::Lead
         | Input::Kept { .. }
+        | Input::Stalled { .. }
         | Input::Tick => format!("{input:?}"),
     }
 }

@@ -1,6 +1,9 @@
 //! Nodes that join late, leave, return, and change.
 
+use std::time::Duration;
+
 use super::cell::{Cell, image, node};
+use crate::dispatch::Input;
 use crate::dispatch::nodes::FORGOTTEN_AFTER;
 use crate::domain::failure::FailureKind;
 use crate::domain::job::{Amount, CompletionType};
@@ -8,6 +11,7 @@ use crate::domain::selector::NodeSelector;
 use crate::domain::status::Outcome;
 use crate::wire::event::NodeEventKind::{Joined, Left};
 use crate::wire::record::NodePresence;
+use crate::wire::worker::GONE_AFTER_SECONDS;
 
 fn of_pool(pool: &str) -> NodeSelector {
     NodeSelector {
@@ -124,6 +128,19 @@ fn heartbeats_keep_a_node() {
     let mut cell = Cell::of_nodes(&["a"]);
     cell.advance(3_600);
     assert_eq!(cell.node_events, [(node("a"), Joined)]);
+}
+
+#[test]
+fn nobody_is_gone_because_the_dispatcher_could_not_listen() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.submit("base", |_| {});
+    let since = cell.now;
+    cell.now = since.after(Duration::from_secs(10 * GONE_AFTER_SECONDS));
+    cell.tell(Input::Stalled { since });
+    assert_eq!(cell.active("base").len(), 2, "both may have spoken");
+    cell.leave("a");
+    assert_eq!(cell.node_events.last(), Some(&(node("a"), Left)));
+    assert_eq!(cell.active("base"), ["b/library/app"]);
 }
 
 #[test]
