@@ -94,3 +94,23 @@ async fn an_image_is_unpacked_for_the_snapshotter_of_each_runtime_class_on_conta
 async fn an_image_is_unpacked_for_the_snapshotter_of_each_runtime_class_on_containerd_2_1() {
     unpacked_for_both(ContainerdVersion::V2_1).await;
 }
+
+/// What containerd is set up with is asked once for each of its starts.
+#[tokio::test]
+async fn a_class_that_comes_with_a_restart_of_containerd_is_noticed() {
+    let registry = Registry::start().await;
+    let mut node = Node::start(ContainerdVersion::V1_7).await;
+    node.daemon.allow_registry(&registry.addr());
+    let image = busybox(&parts::program("busybox", "busybox")).build();
+    let pushed = registry.push("busybox", "1", &image).await;
+    let request = request(&pushed.by_tag);
+    node.pull(&request).await.unwrap();
+    assert!(node.pull(&request).await.unwrap().already_present);
+    let of_class = node.snapshots_of("native", Kind::Committed).await;
+    assert_eq!(of_class, Vec::<String>::new());
+    let class = class(ContainerdVersion::V1_7);
+    node.daemon.restart_with_config(&class).await;
+    assert!(!node.pull(&request).await.unwrap().already_present);
+    let of_class = node.snapshots_of("native", Kind::Committed).await;
+    assert_eq!(of_class, node.snapshots(Kind::Committed).await);
+}

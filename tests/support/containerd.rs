@@ -238,6 +238,15 @@ impl Containerd {
         self.process.kill()
     }
 
+    /// Starts it again with more in its configuration: whole tables, in TOML.
+    #[allow(dead_code, reason = "only the tests of pulls change the set-up")]
+    pub async fn restart_with_config(&mut self, tables: &str) {
+        let path = self.dir.path().join("config.toml");
+        let config = std::fs::read_to_string(&path).expect("containerd's configuration") + tables;
+        std::fs::write(path, config).expect("containerd's configuration");
+        self.restart().await;
+    }
+
     /// Starts it again with the same folders and socket, stopping it first if it runs.
     pub async fn restart(&mut self) {
         if self.process.ended().is_none() {

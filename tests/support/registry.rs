@@ -117,6 +117,13 @@ impl Registry {
         self.process.kill()
     }
 
+    /// Starts it again with other `extra` text in its configuration file.
+    #[allow(dead_code, reason = "only the tests of credentials change it")]
+    pub async fn restart_with(&mut self, extra: &str) {
+        extra.clone_into(&mut self.extra);
+        self.restart().await;
+    }
+
     /// Starts it again on the same port and storage, stopping it first if it runs.
     pub async fn restart(&mut self) {
         self.process.kill();
@@ -203,8 +210,9 @@ http:
             .get(format!("http://127.0.0.1:{port}/v2/"))
             .send()
             .await;
+        // One that wants a password is up as well.
         answer
-            .map(|answer| answer.status().is_success())
+            .map(|answer| answer.status().is_success() || answer.status() == 401)
             .map_err(|error| format!("{error}; {}", process.log_tail()))
     })
     .await;

@@ -102,6 +102,10 @@ impl Client {
         request
     }
 
+    pub(super) fn address(&self) -> &Path {
+        &self.address
+    }
+
     pub(super) fn namespace(&self) -> &str {
         // It was made from a text.
         self.namespace.to_str().unwrap_or_default()

@@ -25,8 +25,10 @@ use crate::image::registry::manifest::{
 
 /// How much goes to containerd at a time, in bytes.
 const WRITE_BYTES: usize = 1 << 20;
-/// How often a blob is taken up again after a broken connection without a byte in between.
+/// How often a blob is taken up again after broken connections that brought next to nothing, one after the other.
 const MAX_FRUITLESS_RESUMES: u32 = 2;
+/// Fewest bytes that make an attempt worth another.
+const FRUITFUL_BYTES: u64 = 64 << 10;
 /// How often another client's write is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 /// How long another client's write may stand still.
@@ -216,7 +218,10 @@ impl Fetcher<'_> {
                 }
                 Err(CopyError::Fatal(failure)) => return Err(failure),
                 Err(CopyError::Broken(failure)) => {
-                    fruitless = if reached > start { 0 } else { fruitless + 1 };
+                    fruitless = match reached - start {
+                        FRUITFUL_BYTES.. => 0,
+                        _ => fruitless + 1,
+                    };
                     if fruitless > MAX_FRUITLESS_RESUMES {
                         return Err(failure);
                     }

@@ -40,7 +40,7 @@ use self::engine::Choice;
 use self::flights::Flights;
 use self::lease::HeldLeases;
 use self::memory::Memory;
-use self::snapshotters::Snapshotters;
+use self::snapshotters::{Known, Snapshotters};
 use self::throttle::Throttle;
 use super::cri::Cri;
 use super::registry::Registry;
@@ -96,6 +96,7 @@ struct Shared {
     client: Client,
     registry: Registry,
     snapshotter: String,
+    known: Known,
     min_free_disk: DiskReserve,
     blobs: Flights,
     snapshots: Flights,
@@ -125,6 +126,7 @@ impl Containerd {
             client: Client::new(&config.address, &config.namespace)?,
             registry: config.registry,
             snapshotter: config.snapshotter,
+            known: Known::default(),
             min_free_disk: config.min_free_disk,
             blobs: Flights::default(),
             snapshots: Flights::default(),

@@ -14,7 +14,7 @@ use super::meter::Meter;
 use super::native::Scratch;
 use super::plan::{self, Image};
 use super::presence::{self, Present};
-use super::snapshotters::Snapshotters;
+use super::snapshotters::{self, Snapshotters};
 use super::{Containerd, Shared, disk, lease, names, seen};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
@@ -78,13 +78,7 @@ pub(super) async fn run(
 ) -> Result<PullReport, Failure> {
     let shared = &*containerd.0;
     let started = Instant::now();
-    let look = async {
-        match shared.client.version().await? {
-            Some(_) => Snapshotters::of(shared).await.map(Some),
-            None => Ok(None),
-        }
-    };
-    let Some(snapshotters) = stop.or(look).await.0? else {
+    let Some(snapshotters) = stop.or(snapshotters::look(shared)).await.0? else {
         return stop.or(through_cri(shared, &request, &progress)).await.0;
     };
     let meter = Meter::new(progress);

@@ -11,8 +11,8 @@ use crate::domain::failure::{Failure, FailureKind};
 const MAX_QUOTED_CHARS: usize = 600;
 
 /// Words in lower case and what they mean; the first that is found counts. From containerd 1.6 to 2.1
-/// (`core/remotes/docker`, `core/content/local`, `archive`, `errdefs`) and CRI-O 1.30 (`containers/image`).
-const WORDS: [(&str, FailureKind); 46] = [
+/// (`core/remotes/docker`, `core/content/local`, `archive`, `errdefs`) and CRI-O 1.24 to 1.30 (`containers/image`).
+const WORDS: [(&str, FailureKind); 56] = [
     ("no space left on device", FailureKind::InsufficientDisk),
     ("disk quota exceeded", FailureKind::InsufficientDisk),
     ("no match for platform", FailureKind::NoMatchingPlatform),
@@ -28,8 +28,13 @@ const WORDS: [(&str, FailureKind); 46] = [
     ("too many requests", FailureKind::RateLimited),
     ("toomanyrequests", FailureKind::RateLimited),
     ("pull rate limit", FailureKind::RateLimited),
+    ("statuscode: 429", FailureKind::RateLimited),
     ("401 unauthorized", FailureKind::Unauthorized),
     ("403 forbidden", FailureKind::Unauthorized),
+    ("401 (unauthorized)", FailureKind::Unauthorized),
+    ("403 (forbidden)", FailureKind::Unauthorized),
+    ("statuscode: 401", FailureKind::Unauthorized),
+    ("statuscode: 403", FailureKind::Unauthorized),
     ("authorization failed", FailureKind::Unauthorized),
     ("authentication required", FailureKind::Unauthorized),
     ("unauthorized:", FailureKind::Unauthorized),
@@ -45,6 +50,7 @@ const WORDS: [(&str, FailureKind); 46] = [
     ("failed size validation", FailureKind::DigestMismatch),
     ("unexpected commit size", FailureKind::DigestMismatch),
     ("wrong diff id", FailureKind::DigestMismatch),
+    ("digest did not match", FailureKind::DigestMismatch),
     ("does not match", FailureKind::DigestMismatch),
     ("invalid reference format", FailureKind::InvalidReference),
     ("unsupported media type", FailureKind::InvalidReference),
@@ -76,7 +82,14 @@ const WORDS: [(&str, FailureKind); 46] = [
     ("unexpected eof", FailureKind::RegistryUnavailable),
     ("manifest unknown", FailureKind::ImageNotFound),
     ("404 not found", FailureKind::ImageNotFound),
+    ("statuscode: 404", FailureKind::ImageNotFound),
+    ("statuscode: 5", FailureKind::RegistryUnavailable),
     ("unexpected status", FailureKind::RegistryUnavailable),
+    ("unexpected http status", FailureKind::RegistryUnavailable),
+    (
+        "invalid status code from registry",
+        FailureKind::RegistryUnavailable,
+    ),
     ("failed with status code", FailureKind::RegistryUnavailable),
     ("context deadline exceeded", FailureKind::Timeout),
     ("context canceled", FailureKind::Timeout),
@@ -145,7 +158,47 @@ mod tests {
     use super::*;
 
     /// As containerd 1.6 to 2.1 and CRI-O say it.
-    const SAID: [(Code, &str, FailureKind); 17] = [
+    const SAID: [(Code, &str, FailureKind); 25] = [
+        (
+            Code::Unknown,
+            "reading manifest 1 in localhost:5000/app: StatusCode: 403, ",
+            FailureKind::Unauthorized,
+        ),
+        (
+            Code::Unknown,
+            "reading manifest 1 in localhost:5000/app: StatusCode: 404, ",
+            FailureKind::ImageNotFound,
+        ),
+        (
+            Code::Unknown,
+            "reading manifest 1 in localhost:5000/app: StatusCode: 429, ",
+            FailureKind::RateLimited,
+        ),
+        (
+            Code::Unknown,
+            "reading manifest 1 in localhost:5000/app: received unexpected HTTP status: 503 Service Unavailable",
+            FailureKind::RegistryUnavailable,
+        ),
+        (
+            Code::Unknown,
+            "writing blob: storing blob to file \"/var/tmp/storage4114674060/1\": happened during read: Digest did not match, expected sha256:a, got sha256:b",
+            FailureKind::DigestMismatch,
+        ),
+        (
+            Code::Unknown,
+            "pinging container registry localhost:5000: invalid status code from registry 404 (Not Found)",
+            FailureKind::RegistryUnavailable,
+        ),
+        (
+            Code::Unknown,
+            "pinging container registry localhost:5000: invalid status code from registry 403 (Forbidden)",
+            FailureKind::Unauthorized,
+        ),
+        (
+            Code::Unknown,
+            "reading manifest 1 in localhost:5000/nope: manifest unknown: manifest unknown",
+            FailureKind::ImageNotFound,
+        ),
         (
             Code::NotFound,
             "failed to pull and unpack image \"localhost:5000/unauthorized/denied:1\": failed to resolve reference: not found",

@@ -1,17 +1,18 @@
 //! Proof of who is asking: which credential answers which challenge, and the tokens this yields.
 //!
-//! An [`Authorizer`] belongs to one endpoint and one repository. It starts with what is cached, moves
-//! to the next credential when the registry refuses one, and gets a fresh token once when the
-//! registry refuses a cached one. For a token challenge the last candidate is nobody: an image that
+//! An [`Authorizer`] belongs to one endpoint and one repository. It starts with what is cached, replaces a token before
+//! it expires, gets a fresh one when the registry refuses one that was good before, and moves to the next credential when
+//! the registry refuses a fresh one. For a token challenge the last candidate is nobody: an image that
 //! is public must not fail for a stale credential.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use reqwest::Url;
-use reqwest::header::HeaderValue;
+use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::Instant;
 
 use super::challenge::Challenge;
 use super::credentials::{Credential, basic};
@@ -24,7 +25,7 @@ const MAX_CACHED: usize = 1024;
 /// Tokens and challenges, shared by all pulls of the process.
 #[derive(Default)]
 pub(super) struct AuthCache {
-    tokens: Mutex<HashMap<TokenKey, CachedToken>>,
+    tokens: Mutex<HashMap<TokenKey, Arc<AsyncMutex<Slot>>>>,
     challenges: Mutex<HashMap<(String, String), Challenge>>,
 }
 
@@ -36,34 +37,89 @@ struct TokenKey {
     credential: Option<Credential>,
 }
 
+#[derive(Clone)]
 struct CachedToken {
     value: String,
-    expires: Instant,
+    /// When it is to be replaced, some time before it expires.
+    until: Instant,
+}
+
+/// The token of one key. Whoever gets it holds the lock, so that all others wait for that one request.
+#[derive(Default)]
+struct Slot {
+    token: Option<CachedToken>,
+    /// When the last request failed, and how: the answer to those who waited for it as well.
+    failed: Option<(Instant, Failure)>,
+}
+
+impl Slot {
+    fn usable(&self) -> Option<CachedToken> {
+        let token = self.token.as_ref()?;
+        (token.until > Instant::now()).then(|| token.clone())
+    }
 }
 
 impl AuthCache {
-    fn token(&self, key: &TokenKey) -> Option<String> {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = tokens.get(key)?;
-        (token.expires > Instant::now()).then(|| token.value.clone())
+    fn slot(&self, key: &TokenKey) -> Arc<AsyncMutex<Slot>> {
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() >= MAX_CACHED && !tokens.contains_key(key) {
+            // One that cannot be locked is being fetched.
+            tokens.retain(|_, slot| slot.try_lock().map_or(true, |slot| slot.usable().is_some()));
+            if tokens.len() >= MAX_CACHED {
+                tokens.clear();
+            }
+        }
+        tokens.entry(key.clone()).or_default().clone()
     }
 
-    fn keep_token(&self, key: TokenKey, value: String, lifetime: Duration) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if tokens.len() >= MAX_CACHED {
-            tokens.retain(|_, token| token.expires > now);
+    /// The token for a key, from the cache or by `fetch`, which runs once for all who ask at the same time. Says whether
+    /// it was there.
+    async fn token(
+        &self,
+        key: &TokenKey,
+        fetch: impl Future<Output = Result<token::Token, Failure>>,
+    ) -> Result<(CachedToken, bool), Failure> {
+        let asked = Instant::now();
+        let slot = self.slot(key);
+        let mut slot = slot.lock().await;
+        if let Some(token) = slot.usable() {
+            return Ok((token, true));
         }
-        if tokens.len() >= MAX_CACHED {
-            tokens.clear();
+        if let Some((at, failure)) = &slot.failed
+            && *at >= asked
+        {
+            return Err(failure.clone());
         }
-        let expires = now + lifetime;
-        tokens.insert(key, CachedToken { value, expires });
+        let fetched = fetch.await;
+        slot.token = None;
+        slot.failed = None;
+        match fetched {
+            Ok(token) => {
+                let token = CachedToken {
+                    until: Instant::now() + token.lifetime,
+                    value: token.value,
+                };
+                slot.token = Some(token.clone());
+                Ok((token, false))
+            }
+            Err(failure) => {
+                slot.failed = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
     }
 
-    fn forget_token(&self, key: &TokenKey) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.remove(key);
+    /// Forgets a token that was refused, unless another has taken its place.
+    async fn forget_token(&self, key: &TokenKey, value: &str) {
+        let slot = self.slot(key);
+        let mut slot = slot.lock().await;
+        if slot
+            .token
+            .as_ref()
+            .is_some_and(|token| token.value == value)
+        {
+            slot.token = None;
+        }
     }
 
     fn challenge(&self, place: &(String, String)) -> Option<Challenge> {
@@ -86,7 +142,7 @@ impl AuthCache {
     }
 }
 
-/// The proof sent with a request, to be handed back if the registry refuses it.
+/// The proof sent with a request, to be handed back with what the registry thinks of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Proof {
     /// The `Authorization` header; `None` when none is sent.
@@ -103,11 +159,15 @@ pub(super) struct Authorizer {
     place: (String, String),
     /// Whether the endpoint is spoken to in the clear, so that its token server may be as well.
     plain: bool,
+    /// What `hosts.toml` adds to requests, which goes to the token server too, as from containerd 2.1 on.
+    headers: HeaderMap,
     candidates: Vec<Credential>,
+    /// The latest generation of a proof that the registry did not refuse.
+    accepted: AtomicU32,
     state: AsyncMutex<State>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     started: bool,
     proof: Option<HeaderValue>,
@@ -116,7 +176,9 @@ struct State {
     candidate: usize,
     /// Whether the proof came from the cache, so that a refusal may only mean that it is too old.
     from_cache: bool,
-    key: Option<TokenKey>,
+    /// The token that the proof is made of, and what it answers.
+    token: Option<(TokenKey, CachedToken)>,
+    challenge: Option<Challenge>,
 }
 
 impl Authorizer {
@@ -125,6 +187,7 @@ impl Authorizer {
         client: reqwest::Client,
         place: (String, String),
         plain: bool,
+        headers: HeaderMap,
         candidates: Vec<Credential>,
     ) -> Self {
         Self {
@@ -132,7 +195,9 @@ impl Authorizer {
             client,
             place,
             plain,
+            headers,
             candidates,
+            accepted: AtomicU32::new(0),
             state: AsyncMutex::default(),
         }
     }
@@ -145,6 +210,19 @@ impl Authorizer {
             if let Some(challenge) = self.cache.challenge(&self.place) {
                 self.answer(&mut state, &challenge).await?;
             }
+        } else if let Some((_, token)) = &state.token
+            && token.until <= Instant::now()
+            && let Some(challenge) = state.challenge.clone()
+        {
+            let before = state.clone();
+            if let Err(failure) = self.answer(&mut state, &challenge).await {
+                // The old one may do for a while; when it does not, the registry says so.
+                tracing::debug!(%failure, "a token is not replaced yet");
+                *state = State {
+                    token: None,
+                    ..before
+                };
+            }
         }
         Ok(Proof {
             header: state.proof.clone(),
@@ -152,39 +230,50 @@ impl Authorizer {
         })
     }
 
-    /// Says that the registry refused `refused`. `Ok` means that there is something else to send;
-    /// `Err(None)` that nothing is left to try.
+    /// Says that the registry did not refuse `proof`.
+    pub(super) fn accepted(&self, proof: &Proof) {
+        self.accepted.fetch_max(proof.generation, Ordering::Relaxed);
+    }
+
+    /// Says that the registry refused `refused`, and whether that may be because it was good for long enough. `Ok` means
+    /// that there is something else to send, and says whether it is because of this refusal; `Err(None)` that nothing is
+    /// left to try.
     pub(super) async fn refused(
         &self,
         refused: &Proof,
         challenge: Option<Challenge>,
-    ) -> Result<(), Option<Failure>> {
+        may_be_old: bool,
+    ) -> Result<bool, Option<Failure>> {
         let mut state = self.state.lock().await;
         if refused.generation != state.generation {
-            return Ok(());
+            return Ok(false);
         }
         let challenge = challenge
             .or_else(|| self.cache.challenge(&self.place))
             .ok_or(None)?;
         self.cache
             .keep_challenge(self.place.clone(), challenge.clone());
-        if let Some(key) = state.key.take() {
-            self.cache.forget_token(&key);
+        if let Some((key, token)) = state.token.take() {
+            self.cache.forget_token(&key, &token.value).await;
         }
-        if refused.header.is_some() && !state.from_cache {
+        // A token that was good expires or is revoked in the middle of a pull; the credential it came from still is.
+        let was_good = may_be_old && self.accepted.load(Ordering::Relaxed) == refused.generation;
+        if refused.header.is_some() && !state.from_cache && !was_good {
             state.candidate += 1;
         }
         self.answer(&mut state, &challenge).await.map_err(Some)?;
         if state.proof.is_none() {
             return Err(None);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Puts the proof of the first candidate that has one into the state, or none.
     async fn answer(&self, state: &mut State, challenge: &Challenge) -> Result<(), Failure> {
         state.generation += 1;
         state.proof = None;
+        state.token = None;
+        state.challenge = Some(challenge.clone());
         while state.candidate <= self.candidates.len() {
             let credential = self.candidates.get(state.candidate);
             match self.answer_with(state, challenge, credential).await {
@@ -246,24 +335,23 @@ impl Authorizer {
                 .unwrap_or_else(|| format!("repository:{}:pull", self.place.1)),
             credential: credential.cloned(),
         };
-        if let Some(token) = self.cache.token(&key) {
-            state.from_cache = true;
-            state.key = Some(key);
-            return Ok(Some(format!("Bearer {token}")));
-        }
         let realm = self.realm(realm, credential.is_some())?;
-        let token = token::fetch(
+        let headers = match realm.scheme() {
+            "http" if !self.plain => HeaderMap::new(),
+            _ => self.headers.clone(),
+        };
+        let fetch = token::fetch(
             &self.client,
             realm,
-            key.service.as_deref(),
-            &key.scope,
+            headers,
+            (key.service.as_deref(), &key.scope),
             credential,
-        )
-        .await?;
-        self.cache
-            .keep_token(key.clone(), token.value.clone(), token.lifetime);
-        state.key = Some(key);
-        Ok(Some(format!("Bearer {}", token.value)))
+        );
+        let (token, from_cache) = self.cache.token(&key, fetch).await?;
+        state.from_cache = from_cache;
+        let value = format!("Bearer {}", token.value);
+        state.token = Some((key.clone(), token));
+        Ok(Some(value))
     }
 
     /// The token server's address. A registry that is spoken to over TLS must not send a credential

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -293,4 +294,188 @@ async fn a_challenge_that_cannot_be_answered_is_a_refusal() {
             "{challenge:?}: {failure}"
         );
     }
+}
+
+/// A registry with one password, whose tokens are good for so many requests and whose token server says so many seconds.
+async fn with_short_tokens(uses: usize, seconds: u64) -> Server {
+    let issued = Arc::new(AtomicUsize::new(0));
+    let left = Arc::new(AtomicUsize::new(0));
+    Server::start(move |asked| {
+        if asked.is("GET", TOKEN_PATH) {
+            if asked.header("authorization") != Some(&basic_of("robot")) {
+                return status(401);
+            }
+            let number = issued.fetch_add(1, Ordering::Relaxed) + 1;
+            left.store(uses, Ordering::Relaxed);
+            let body = format!(r#"{{"token":"t{number}","expires_in":{seconds}}}"#);
+            return reply(200, &[], body);
+        }
+        let current = format!("Bearer t{}", issued.load(Ordering::Relaxed));
+        let is_current = asked.header("authorization") == Some(&current);
+        let take = |left: usize| left.checked_sub(1);
+        match is_current
+            && left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                .is_ok()
+        {
+            true => manifest(),
+            false => unauthorized(asked),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_token_that_expires_in_mid_pull_is_replaced_with_the_same_password() {
+    let server = with_short_tokens(2, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = [("s", password_entry("robot"))];
+    let (registry, names) = with_secrets(directory.path(), &server, &secrets);
+    let image = server.image();
+    let repository = registry.repository(&image, &names).await.unwrap();
+    for _ in 0..7 {
+        repository.resolve(&image).await.unwrap();
+    }
+    assert_eq!(server.count("GET", TOKEN_PATH), 4);
+}
+
+#[tokio::test]
+async fn requests_at_once_outlive_a_token_with_one_request_for_the_next() {
+    let server = with_short_tokens(8, 3600).await;
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = [("s", password_entry("robot"))];
+    let (registry, names) = with_secrets(directory.path(), &server, &secrets);
+    let image = server.image();
+    let repository = registry.repository(&image, &names).await.unwrap();
+    for _ in 0..2 {
+        let requests = (0..8).map(|_| repository.resolve(&image));
+        for outcome in futures::future::join_all(requests).await {
+            outcome.unwrap();
+        }
+    }
+    assert_eq!(server.count("GET", TOKEN_PATH), 2);
+}
+
+#[tokio::test]
+async fn a_token_is_replaced_before_it_expires() {
+    // One second is one that is over at once: only a part of the time that a token is good for is used.
+    let server = with_short_tokens(100, 1).await;
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = [("s", password_entry("robot"))];
+    let (registry, names) = with_secrets(directory.path(), &server, &secrets);
+    let image = server.image();
+    let repository = registry.repository(&image, &names).await.unwrap();
+    repository.resolve(&image).await.unwrap();
+    // The clock of tokens stands still where it is told to, and goes on by itself while nothing else is to be done.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::time::resume();
+    repository.resolve(&image).await.unwrap();
+    assert_eq!(server.count("GET", TOKEN_PATH), 2);
+    let heads = server.count("HEAD", MANIFEST_PATH);
+    assert_eq!(heads, 3, "a token was used until it was refused");
+}
+
+#[tokio::test]
+async fn pulls_at_once_share_one_token_and_one_failure() {
+    for (code, tokens) in [(200, 1), (503, 1)] {
+        let server = Server::start(move |asked| match asked.header("authorization") {
+            _ if asked.is("GET", TOKEN_PATH) && code == 200 => token("t1"),
+            _ if asked.is("GET", TOKEN_PATH) => status(code),
+            Some("Bearer t1") => manifest(),
+            _ => unauthorized(asked),
+        })
+        .await;
+        let registry = bare_registry();
+        let pulls = (0..8).map(|_| resolve(&registry, &server, &[]));
+        for outcome in futures::future::join_all(pulls).await {
+            assert_eq!(outcome.is_ok(), code == 200, "{outcome:?}");
+        }
+        // Those who were not refused yet when it failed ask once more.
+        let asked = server.count("GET", TOKEN_PATH);
+        assert!(
+            (tokens..=tokens * 3).contains(&asked),
+            "{code}: asked {asked} times"
+        );
+        if code == 200 {
+            assert_eq!(asked, tokens);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_blob_that_is_forbidden_does_not_ask_for_tokens_without_end() {
+    let server = Server::start(|asked| match asked.header("authorization") {
+        _ if asked.is("GET", TOKEN_PATH) => token("t"),
+        Some(_) if asked.target.contains("/blobs/") => status(403),
+        Some(_) => manifest(),
+        None => unauthorized(asked),
+    })
+    .await;
+    let registry = bare_registry();
+    let image = server.image();
+    let repository = registry.repository(&image, &[]).await.unwrap();
+    repository.resolve(&image).await.unwrap();
+    let digest = crate::domain::image::Digest::of(b"x");
+    let part = super::super::Part::from(0);
+    let failure = repository.blob(&digest, 1, part, 0).await.err().unwrap();
+    assert_eq!(failure.kind, FailureKind::Unauthorized, "{failure}");
+    assert!(server.count("GET", TOKEN_PATH) <= 3);
+}
+
+#[tokio::test]
+async fn the_headers_of_hosts_toml_go_to_the_token_server_and_a_password_wins() {
+    let server = Server::start(|asked| match asked.header("authorization") {
+        _ if asked.is("GET", TOKEN_PATH) => token("t1"),
+        Some("Bearer t1") => manifest(),
+        _ => unauthorized(asked),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join(&server.addr);
+    std::fs::create_dir(&hosts).unwrap();
+    let text = format!(
+        "server = \"http://{}\"\n[header]\nX-Key = \"k\"\nAuthorization = \"Basic aGVhZGVy\"\n",
+        server.addr
+    );
+    std::fs::write(hosts.join("hosts.toml"), text).unwrap();
+    let secret = format!(
+        r#"{{"auths":{{"{}":{}}}}}"#,
+        server.addr,
+        password_entry("u")
+    );
+    std::fs::write(directory.path().join("s"), secret).unwrap();
+    let registry = Registry::new(RegistryConfig {
+        hosts_dirs: vec![directory.path().to_owned()],
+        secrets_dir: Some(directory.path().to_owned()),
+        ..RegistryConfig::default()
+    });
+    for (secrets, proof) in [
+        (vec![], "Basic aGVhZGVy".to_owned()),
+        (vec!["s".to_owned()], basic_of("u")),
+    ] {
+        resolve(&registry, &server, &secrets).await.unwrap();
+        let asked = server.asked();
+        let mut tokens = asked.iter().filter(|asked| asked.is("GET", TOKEN_PATH));
+        let last = tokens.next_back().unwrap();
+        assert_eq!(last.header("x-key"), Some("k"));
+        assert_eq!(last.header("authorization"), Some(proof.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_may_redirect_and_gets_no_password_elsewhere() {
+    let elsewhere = Server::start(|_| token("t1")).await;
+    let location = format!("http://{}/t", elsewhere.addr);
+    let server = Server::start(move |asked| match asked.header("authorization") {
+        _ if asked.is("GET", TOKEN_PATH) => reply(302, &[("location", &location)], ""),
+        Some("Bearer t1") => manifest(),
+        _ => unauthorized(asked),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let secrets = [("s", password_entry("robot"))];
+    let (registry, names) = with_secrets(directory.path(), &server, &secrets);
+    resolve(&registry, &server, &names).await.unwrap();
+    assert_eq!(elsewhere.asked()[0].header("authorization"), None);
 }

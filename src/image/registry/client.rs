@@ -13,7 +13,7 @@ use reqwest::{Method, Response, StatusCode};
 
 use super::credentials::Keychain;
 use super::endpoint::{Endpoint, refusal};
-use super::{MAX_MANIFEST_BYTES, Shared, failure, hosts, http, manifest};
+use super::{MAX_MANIFEST_BYTES, Shared, hosts, http, manifest};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef};
 
@@ -138,11 +138,12 @@ impl Repository {
         let by_digest = image.digest().map(Digest::as_str);
         let name = by_digest.or(image.tag()).unwrap_or("latest").to_owned();
         let mut tried = Tried::default();
-        for endpoint in &self.endpoints {
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
             if by_digest.is_none() && !endpoint.host.can_resolve {
                 continue;
             }
-            match self.resolve_at(endpoint, &name).await {
+            let is_last = at + 1 == self.endpoints.len();
+            match self.resolve_at(endpoint, &name, is_last).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(failure) => tried.failed(endpoint, failure),
             }
@@ -150,7 +151,12 @@ impl Repository {
         Err(self.exhausted(tried))
     }
 
-    async fn resolve_at(&self, endpoint: &Endpoint, name: &str) -> Result<Resolved, Failure> {
+    async fn resolve_at(
+        &self,
+        endpoint: &Endpoint,
+        name: &str,
+        is_last: bool,
+    ) -> Result<Resolved, Failure> {
         let path = format!("manifests/{name}");
         let response = endpoint
             .request(Method::HEAD, &path, accept_manifests())
@@ -178,8 +184,9 @@ impl Repository {
                 size,
             });
         }
-        if response.status() == StatusCode::TOO_MANY_REQUESTS || response.status().is_server_error()
-        {
+        let status = response.status();
+        let is_elsewhere = status == StatusCode::NOT_FOUND && !is_last;
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() || is_elsewhere {
             return Err(refusal(response, &endpoint.what(&Method::HEAD, &path)).await);
         }
         // Some registries do not know the method, or leave out the digest; and only the refusal of a
@@ -279,43 +286,26 @@ impl Repository {
         size: u64,
         part: Part,
     ) -> Result<(BoxStream<'static, Result<Bytes, Failure>>, u64), Failure> {
-        let offset = part.start;
         let path = format!("blobs/{digest}");
         let what = endpoint.what(&Method::GET, &path);
-        let mut headers = HeaderMap::new();
-        // A proxy that compresses on the way would make the bytes others than the digest's.
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(range) = part.header() {
-            headers.insert(RANGE, range);
-        }
-        let response = endpoint.request(Method::GET, &path, headers).await?;
-        let (skip, end) = match response.status() {
-            StatusCode::OK => {
-                same_size(content_length(&response), size, &what)?;
-                (offset, size)
+        let mut range = part.header();
+        let (response, skip, end) = loop {
+            let mut headers = HeaderMap::new();
+            // A proxy that compresses on the way would make the bytes others than the digest's.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if let Some(range) = &range {
+                headers.insert(RANGE, range.clone());
             }
-            StatusCode::PARTIAL_CONTENT => {
-                let (start, total) = content_range(&response);
-                same_size(total, size, &what)?;
-                if start != Some(offset) {
-                    return Err(Failure::new(
-                        FailureKind::RegistryUnavailable,
-                        format!("{what}: answered with another range than the one asked for"),
-                    ));
-                }
-                (0, part.end.unwrap_or(size))
+            let response = endpoint.request(Method::GET, &path, headers).await?;
+            match begins(&response, size, part, &what)? {
+                Begins::At { skip, end } => break (response, skip, end),
+                // A registry that is wrong about ranges may well have the blob: it is asked for all of it, once.
+                Begins::Elsewhere(_) if range.take().is_some() => {}
+                Begins::Elsewhere(failure) => return Err(failure),
+                Begins::Nowhere => return Err(refusal(response, &what).await),
             }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                return Err(Failure::new(
-                    FailureKind::DigestMismatch,
-                    format!("{what}: has not even the {offset} bytes that are here, of {size}"),
-                ));
-            }
-            _ => return Err(refusal(response, &what).await),
         };
-        let stream = response
-            .bytes_stream()
-            .map(move |chunk| chunk.map_err(|error| failure::of_transport(error, &what)));
+        let stream = http::body(response, what);
         Ok((skipping(stream, skip).boxed(), end))
     }
 
@@ -385,6 +375,49 @@ fn content_range(response: &Response) -> (Option<u64>, Option<u64>) {
         Some((first, total.parse().ok()))
     };
     parse().map_or((None, None), |(first, total)| (Some(first), total))
+}
+
+/// Where the body of an answer begins.
+enum Begins {
+    /// So many bytes before the part, and ends where the part, or the blob, does.
+    At { skip: u64, end: u64 },
+    /// Anywhere but where it was asked to.
+    Elsewhere(Failure),
+    /// It is a refusal.
+    Nowhere,
+}
+
+/// Reads the head of the answer to a request for a part of a blob of `size` bytes.
+fn begins(response: &Response, size: u64, part: Part, what: &str) -> Result<Begins, Failure> {
+    let (first, total) = content_range(response);
+    match response.status() {
+        StatusCode::OK => {
+            same_size(content_length(response), size, what)?;
+            Ok(Begins::At {
+                skip: part.start,
+                end: size,
+            })
+        }
+        StatusCode::PARTIAL_CONTENT => {
+            same_size(total, size, what)?;
+            if first == Some(part.start) {
+                let end = part.end.unwrap_or(size);
+                return Ok(Begins::At { skip: 0, end });
+            }
+            Ok(Begins::Elsewhere(Failure::new(
+                FailureKind::RegistryUnavailable,
+                format!("{what}: answered with another range than the one asked for"),
+            )))
+        }
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            let start = part.start;
+            Ok(Begins::Elsewhere(Failure::new(
+                FailureKind::DigestMismatch,
+                format!("{what}: has not even the {start} bytes that are here, of {size}"),
+            )))
+        }
+        _ => Ok(Begins::Nowhere),
+    }
 }
 
 fn same_size(actual: Option<u64>, expected: u64, what: &str) -> Result<(), Failure> {

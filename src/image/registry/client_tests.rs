@@ -125,7 +125,8 @@ async fn mirrors_are_asked_first_and_told_the_registry() {
     let repository = client.repository(&image, &[]).await.unwrap();
     repository.resolve(&image).await.unwrap();
     // A mirror that may not resolve is not asked what a tag means.
-    assert_eq!((empty.asked().len(), full.asked().len()), (2, 0));
+    // What one does not have is asked for at the next, without a look at the words of the refusal.
+    assert_eq!((empty.asked().len(), full.asked().len()), (1, 0));
     assert_eq!(registry.count("HEAD", MANIFEST_PATH), 1);
 
     let digest = Digest::of(MANIFEST.as_bytes());
@@ -236,6 +237,7 @@ async fn blobs_of_another_size_and_ranges_that_lie_are_refused() {
         blob(&total, 10, 4).await.unwrap_err().kind,
         FailureKind::DigestMismatch
     );
+    // Each is asked once more, for all of it.
     let start = Server::start(|_| reply(206, &[("content-range", "bytes 0-9/10")], BLOB)).await;
     assert_eq!(
         blob(&start, 10, 4).await.unwrap_err().kind,
@@ -246,6 +248,45 @@ async fn blobs_of_another_size_and_ranges_that_lie_are_refused() {
         blob(&beyond, 10, 4).await.unwrap_err().kind,
         FailureKind::DigestMismatch
     );
+    for server in [start, beyond] {
+        assert_eq!(server.asked().len(), 2);
+        assert_eq!(server.asked()[1].header("range"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_is_wrong_about_ranges_is_asked_for_all_of_the_blob() {
+    for (code, range) in [
+        (206, "bytes 0-9/10"),
+        (206, "bytes 5-9/10"),
+        (206, "bytes 4-9"),
+        (206, "4-9/10"),
+        (416, "bytes */10"),
+    ] {
+        let server = Server::start(move |asked| match asked.header("range") {
+            Some(_) => reply(code, &[("content-range", range)], &BLOB[5..]),
+            None => reply(200, &[], BLOB),
+        })
+        .await;
+        assert_eq!(blob(&server, 10, 4).await.unwrap(), &BLOB[4..], "{range}");
+        assert_eq!(server.asked().len(), 2, "{range}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_is_asked_for_twice_is_not_asked_for_where_ranges_are_not_served() {
+    let server = Server::start(|_| reply(200, &[], BLOB)).await;
+    let part = Part {
+        start: 2,
+        end: Some(5),
+    };
+    let digest = Digest::of(BLOB);
+    let repository = repository(&server).await;
+    let blob = repository.blob(&digest, 10, part, 0).await.unwrap();
+    assert_eq!(blob.end, 10, "all of the rest comes");
+    let chunks: Vec<Bytes> = blob.stream.try_collect().await.unwrap();
+    assert_eq!(chunks.concat(), &BLOB[2..]);
+    assert_eq!(server.asked().len(), 1);
 }
 
 #[tokio::test]

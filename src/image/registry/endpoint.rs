@@ -9,12 +9,20 @@ use reqwest::{Method, Response, StatusCode, Url};
 use super::auth::Authorizer;
 use super::credentials::Keychain;
 use super::hosts::{Host, Transport};
+use super::http::Trust;
 use super::{Shared, challenge, failure, http};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::ImageRef;
 
 /// Most that is read of the body of an error, in bytes.
 const MAX_ERROR_BYTES: u64 = 16 << 10;
+
+/// How often a request is sent again with another proof, however many credentials there are, and however fast other
+/// requests use them up.
+const MAX_REFUSALS: usize = 16;
+/// How often a request waits for a token in place of one that was good before. More than one, because those of other
+/// requests may use up a token that is only good for a few.
+const MAX_RENEWALS: usize = 3;
 
 pub(super) struct Endpoint {
     pub(super) host: Host,
@@ -47,6 +55,7 @@ impl Endpoint {
             client.clone(),
             (host.authority.clone(), repository.to_owned()),
             host.transport != Transport::Https,
+            host.headers.clone(),
             candidates,
         );
         Ok(Self {
@@ -68,38 +77,50 @@ impl Endpoint {
         headers: HeaderMap,
     ) -> Result<Response, Failure> {
         let what = self.what(&method, path);
-        // Ends because every refusal of a fresh proof uses up one of the credentials.
-        loop {
+        // Ends before, as a rule, because every refusal of a fresh proof uses up one of the credentials.
+        let mut renewals = 0;
+        for refusals in 0..=MAX_REFUSALS {
             let holds = &self.shared.holds;
             if let Some(failure) = holds.refuse(&self.host.authority, &what, Instant::now()) {
                 return Err(failure);
             }
             let proof = self.authorizer.proof().await?;
             let mut headers = headers.clone();
-            headers.extend(self.host.headers.clone());
+            // Beside our own of the same name, as containerd sends them.
+            for (name, value) in &self.host.headers {
+                headers.append(name, value.clone());
+            }
             if let Some(header) = &proof.header {
                 headers.insert(AUTHORIZATION, header.clone());
             }
             let (response, asked) = self.send(&method, path, headers, &what).await?;
             let status = response.status();
             // What the store asks for that the registry redirected to does not hold for the registry.
-            if response.url().origin() == asked.origin() {
+            let is_registry = http::is_same_place(&asked, response.url());
+            if is_registry {
                 let wait = failure::retry_after(response.headers());
                 holds.note(&self.host.authority, status, wait, Instant::now());
             }
             let wants_proof = status == StatusCode::UNAUTHORIZED
                 || (status == StatusCode::FORBIDDEN && proof.header.is_some());
             // A 401 of the store that the registry redirected to is not the registry's.
-            if !wants_proof || response.url().origin() != asked.origin() {
+            if !wants_proof || !is_registry {
+                self.authorizer.accepted(&proof);
                 return Ok(response);
             }
             let wanted = challenge::choose(response.headers());
-            match self.authorizer.refused(&proof, wanted).await {
-                Ok(()) => {}
+            let may_be_old = status == StatusCode::UNAUTHORIZED && renewals < MAX_RENEWALS;
+            let refused = self.authorizer.refused(&proof, wanted, may_be_old);
+            match refused.await {
+                Ok(was_current) if refusals < MAX_REFUSALS => renewals += usize::from(was_current),
                 Err(Some(failure)) => return Err(failure),
-                Err(None) => return Err(refusal(response, &what).await),
+                Ok(_) | Err(None) => return Err(refusal(response, &what).await),
             }
         }
+        Err(Failure::new(
+            FailureKind::Unauthorized,
+            format!("{what}: refused with every proof there is"),
+        ))
     }
 
     async fn send(
@@ -126,7 +147,13 @@ impl Endpoint {
         loop {
             let url = self.url(plain, path)?;
             let (client, headers) = (&self.client, headers.clone());
-            match http::send(client, method.clone(), url.clone(), headers, what).await {
+            // Of everything else, the registry's word is all there is.
+            let trust = match path.starts_with("blobs/") {
+                true => Trust::Digest,
+                false => Trust::Connection,
+            };
+            let sent = http::send(client, method.clone(), url.clone(), headers, (trust, what));
+            match sent.await {
                 Ok(response) => return Ok((response, url)),
                 Err(http::SendError::Redirect(failure)) => return Err(failure),
                 Err(http::SendError::Transport(error))

@@ -16,6 +16,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Most characters of a registry's own words that go into a message.
 const MAX_QUOTED_CHARS: usize = 200;
 
+/// What hyper-util says when a proxy answers `CONNECT` with 407; the error has no type of its own.
+const PROXY_REFUSED: &str = "proxy authorization required";
+const PROXY_ADVICE: &str =
+    "the HTTP proxy wants credentials (user:password@ in HTTP_PROXY or HTTPS_PROXY)";
+
 /// The failure that a status stands for; `what` says what was asked of whom.
 pub(super) fn of_status(
     status: StatusCode,
@@ -50,7 +55,7 @@ fn advice(status: StatusCode) -> Option<&'static str> {
             "the registry wants credentials that may read this repository (pullSecrets, docker-config)",
         ),
         404 | 410 => Some("check the name and the tag"),
-        407 => Some("the HTTP proxy wants credentials"),
+        407 => Some(PROXY_ADVICE),
         _ => None,
     }
 }
@@ -59,16 +64,21 @@ fn advice(status: StatusCode) -> Option<&'static str> {
 pub(super) fn of_transport(error: reqwest::Error, what: &str) -> Failure {
     // The URL may carry a signature that opens the blob to anyone, so it stays out of the message.
     let error = error.without_url();
+    let mut kind = FailureKind::RegistryUnavailable;
     let message = match tls_error(&error) {
         Some(rustls::Error::InvalidCertificate(problem)) => format!(
             "{what}: the certificate is not accepted ({problem}); if the registry has an authority of its own, name it as `ca` in its hosts.toml"
         ),
         Some(problem) => format!("{what}: TLS failed: {problem}"),
+        None if error.is_connect() && deepest(&error).ends_with(PROXY_REFUSED) => {
+            kind = FailureKind::Unauthorized;
+            format!("{what}: cannot connect: {PROXY_ADVICE}")
+        }
         None if error.is_connect() => format!("{what}: cannot connect: {}", deepest(&error)),
         None if error.is_timeout() => format!("{what}: no answer in time"),
         None => format!("{what}: {}", deepest(&error)),
     };
-    Failure::new(FailureKind::RegistryUnavailable, message)
+    Failure::new(kind, message)
 }
 
 /// Whether the other side does not speak TLS.

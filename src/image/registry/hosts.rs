@@ -1,7 +1,8 @@
 //! `certs.d/<host>/hosts.toml`: where the images of a registry are to be had, read as containerd does.
 //!
 //! The format is documented in containerd's `docs/hosts.md`; what it leaves open is taken from
-//! `core/remotes/docker/config/hosts.go` of containerd 2.3. Files are read at every pull, so that a
+//! `core/remotes/docker/config/hosts.go` of containerd 2.1 to 2.3. containerd 1.6 and 1.7 read the same, except that they
+//! ignore a file without a `host` table and do not know `dial_timeout`. Files are read at every pull, so that a
 //! change needs no restart. Keys that only matter for pushing are read and ignored.
 
 use std::io::ErrorKind;
@@ -186,7 +187,8 @@ fn finish(mut entry: Entry, registry: &str) -> Host {
         }
         (plain, authority, API_ROOT.to_owned())
     });
-    let tls_is_set = entry.ca.is_some() || entry.client.is_some() || entry.skip_verify.is_some();
+    let has_client = entry.client.as_ref().is_some_and(|pairs| !pairs.is_empty());
+    let tls_is_set = entry.ca.is_some() || has_client || entry.skip_verify.is_some();
     let transport = match plain {
         false => Transport::Https,
         true if tls_is_set && port(&authority) != Some("80") => Transport::HttpsThenHttp,
@@ -232,6 +234,9 @@ pub(super) fn is_loopback(authority: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
+#[cfg(test)]
+#[path = "hosts_rows_tests.rs"]
+mod rows;
 #[cfg(test)]
 #[path = "hosts_tests.rs"]
 mod tests;

@@ -149,7 +149,14 @@ impl Reader<'_> {
 
     fn capabilities(&mut self, at: &str, settings: &Table) -> Option<(bool, bool)> {
         let key = key(at, "capabilities");
-        let names = self.texts(&key, settings.get("capabilities")?);
+        let names = match settings.get("capabilities")? {
+            list @ Value::Array(_) => self.texts(&key, list),
+            other => {
+                let problem = format!("{} is not a list of strings", kind(other));
+                self.problem(&key, problem);
+                return None;
+            }
+        };
         if names.is_empty() {
             return None;
         }
@@ -233,7 +240,9 @@ impl Reader<'_> {
     }
 
     fn dial_timeout(&mut self, at: &str, settings: &Table) -> Option<Duration> {
-        let text = self.text(at, settings, "dial_timeout")?;
+        let text = self
+            .text(at, settings, "dial_timeout")
+            .filter(|text| !text.is_empty())?;
         let timeout = go_duration(&text);
         if timeout.is_none() {
             self.problem(
@@ -257,31 +266,34 @@ fn kind(value: &Value) -> &'static str {
     value.type_str()
 }
 
-/// Splits `[scheme://]host[:port][/path]`; without a scheme it is TLS.
+/// Splits `[scheme://]host[:port][/path]`; without a scheme it is TLS. The path is made as short as it can be, as by Go's
+/// `path.Clean`.
 fn address(server: &str, override_path: bool) -> Result<(bool, String, String), String> {
-    let with_scheme = if server.starts_with("http://") || server.starts_with("https://") {
-        server.to_owned()
-    } else {
-        format!("https://{server}")
+    let (scheme, rest) = server.split_once("://").unwrap_or(("https", server));
+    let plain = match scheme.to_ascii_lowercase().as_str() {
+        "https" => false,
+        "http" => true,
+        _ => return Err(format!("{server:?}: {scheme} is neither http nor https")),
     };
-    let url = Url::parse(&with_scheme).map_err(|error| format!("{server:?}: {error}"))?;
+    let url =
+        Url::parse(&format!("https://{rest}")).map_err(|error| format!("{server:?}: {error}"))?;
     // Taken from the text: the parsed form drops a default port, and with it the difference between
     // `http://host`, which may turn out to be TLS, and `http://host:80`, which may not.
-    let authority = with_scheme
-        .split("://")
-        .nth(1)
-        .and_then(|rest| rest.split(['/', '?', '#']).next())
+    let authority = rest
+        .split(['/', '?', '#'])
+        .next()
         .and_then(|authority| authority.rsplit('@').next())
         .unwrap_or_default()
         .to_owned();
     if authority.is_empty() {
         return Err(format!("{server:?} names no host"));
     }
-    let mut path = url.path().trim_end_matches('/').to_owned();
+    let segments = url.path().split('/').filter(|segment| !segment.is_empty());
+    let mut path: String = segments.flat_map(|segment| ["/", segment]).collect();
     if !override_path && !path.ends_with(API_ROOT) {
         path.push_str(API_ROOT);
     }
-    Ok((url.scheme() == "http", authority, path))
+    Ok((plain, authority, path))
 }
 
 /// A duration as Go writes it: numbers with a unit each, `1m30s`, `1.5s`, `500ms`.
@@ -289,7 +301,7 @@ fn go_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
-    let mut rest = text;
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
@@ -309,7 +321,7 @@ fn go_duration(text: &str) -> Option<Duration> {
         total = total.checked_add(Duration::try_from_secs_f64(number * unit).ok()?)?;
         rest = &rest[digits + unit_len..];
     }
-    (!text.is_empty()).then_some(total)
+    (!text.trim_start_matches('+').is_empty()).then_some(total)
 }
 
 #[cfg(test)]
@@ -323,10 +335,12 @@ mod tests {
             ("1h2m3s4ms", 3_723_004),
             ("500us", 0),
             ("0", 0),
+            ("+.5s", 500),
+            ("1.s", 1000),
         ] {
             assert_eq!(go_duration(text).unwrap().as_millis(), millis, "{text}");
         }
-        for bad in ["", "5", "s", "1d", "-1s", "1..2s"] {
+        for bad in ["", "+", "++1s", "5", "s", "1d", "-1s", "1..2s"] {
             assert!(go_duration(bad).is_none(), "{bad:?} was accepted");
         }
     }

@@ -8,6 +8,7 @@
 mod auth;
 mod challenge;
 mod client;
+mod client_certificates;
 mod credentials;
 mod endpoint;
 mod failure;
@@ -21,6 +22,7 @@ pub mod manifest;
 mod platform;
 mod provider;
 mod provider_config;
+mod proxy;
 #[cfg(test)]
 mod test_server;
 mod token;
@@ -38,6 +40,7 @@ use self::holds::Holds;
 pub use self::login::Login;
 pub use self::provider::CredentialProviders;
 use self::provider::Plugins;
+use self::proxy::Proxies;
 use self::transport::Transports;
 use crate::domain::failure::Failure;
 use crate::domain::image::ImageRef;
@@ -81,13 +84,18 @@ impl fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// Reads the system's certificate authorities; the rest of the set-up is read at every pull.
+    /// Reads the system's certificate authorities and the proxies in the environment; the rest of the set-up is read at
+    /// every pull.
     #[must_use]
     pub fn new(config: RegistryConfig) -> Self {
+        Self::behind(config, Proxies::from_env())
+    }
+
+    fn behind(config: RegistryConfig, proxies: Proxies) -> Self {
         Self(Arc::new(Shared {
             plugins: Plugins::new(config.credential_providers.clone()),
             config,
-            transports: Transports::new(),
+            transports: Transports::new(proxies),
             cache: Arc::default(),
             plain: Mutex::default(),
             holds: Holds::default(),

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, Url};
 use serde::Deserialize;
 
 use super::credentials::{Credential, basic};
+use super::http::{SendError, Trust};
 use super::{failure, http};
 use crate::domain::failure::{Failure, FailureKind};
 
@@ -41,15 +42,39 @@ struct Answer {
 pub(super) async fn fetch(
     client: &reqwest::Client,
     realm: Url,
-    service: Option<&str>,
-    scope: &str,
+    headers: HeaderMap,
+    (service, scope): (Option<&str>, &str),
     credential: Option<&Credential>,
 ) -> Result<Token, Failure> {
     let what = format!("token server {}", realm.host_str().unwrap_or_default());
-    let response = request(client, realm, service, scope, credential)
-        .send()
-        .await
-        .map_err(|error| failure::of_transport(error, &what))?;
+    let response = match credential {
+        Some(Credential::Identity(secret)) => {
+            let fields = [
+                ("grant_type", "refresh_token"),
+                ("refresh_token", secret),
+                ("service", service.unwrap_or_default()),
+                ("client_id", CLIENT_ID),
+                ("scope", scope),
+            ];
+            client
+                .post(realm)
+                .headers(headers)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form(&fields))
+                .send()
+                .await
+                .map_err(SendError::Transport)
+        }
+        credential => {
+            let (url, headers) = query(realm, headers, (service, scope), credential);
+            let trust = Trust::Connection;
+            http::send(client, Method::GET, url, headers, (trust, &what)).await
+        }
+    };
+    let response = response.map_err(|error| match error {
+        SendError::Transport(error) => failure::of_transport(error, &what),
+        SendError::Redirect(failure) => failure,
+    })?;
     let (status, headers) = (response.status(), response.headers().clone());
     let body = http::read_bounded(response, MAX_TOKEN_BYTES, &what).await?;
     if !status.is_success() {
@@ -83,47 +108,29 @@ pub(super) async fn fetch(
     })
 }
 
-fn request(
-    client: &reqwest::Client,
-    realm: Url,
-    service: Option<&str>,
-    scope: &str,
+/// A request as a `GET`.
+fn query(
+    mut url: Url,
+    mut headers: HeaderMap,
+    (service, scope): (Option<&str>, &str),
     credential: Option<&Credential>,
-) -> reqwest::RequestBuilder {
-    match credential {
-        Some(Credential::Identity(secret)) => {
-            let fields = [
-                ("grant_type", "refresh_token"),
-                ("refresh_token", secret),
-                ("service", service.unwrap_or_default()),
-                ("client_id", CLIENT_ID),
-                ("scope", scope),
-            ];
-            client
-                .post(realm)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form(&fields))
+) -> (Url, HeaderMap) {
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = service {
+            query.append_pair("service", service);
         }
-        credential => {
-            let mut url = realm;
-            {
-                let mut query = url.query_pairs_mut();
-                if let Some(service) = service {
-                    query.append_pair("service", service);
-                }
-                for scope in scope.split(' ') {
-                    query.append_pair("scope", scope);
-                }
-            }
-            let request = client.get(url);
-            match credential {
-                Some(Credential::Password { user, password }) => {
-                    request.header(AUTHORIZATION, basic(user, password))
-                }
-                _ => request,
-            }
+        for scope in scope.split(' ') {
+            query.append_pair("scope", scope);
         }
     }
+    if let Some(Credential::Password { user, password }) = credential
+        && let Ok(mut proof) = HeaderValue::try_from(basic(user, password))
+    {
+        proof.set_sensitive(true);
+        headers.insert(AUTHORIZATION, proof);
+    }
+    (url, headers)
 }
 
 /// `application/x-www-form-urlencoded`, which is what a URL's query is written in.

@@ -11,7 +11,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use super::hosts::{Host, TlsSettings, is_loopback};
+use super::client_certificates::ClientCertificates;
+use super::hosts::{Host, TlsSettings};
+use super::proxy::Proxies;
 
 /// Longest time to connect, TLS handshake included, where `dial_timeout` does not say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -36,6 +38,7 @@ pub(super) enum TransportError {
 pub(super) struct Transports {
     provider: Arc<CryptoProvider>,
     system_roots: Arc<RootCertStore>,
+    proxies: Arc<Proxies>,
     clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
@@ -45,12 +48,11 @@ struct ClientKey {
     tls: TlsSettings,
     stamps: Vec<Option<(SystemTime, u64)>>,
     dial_timeout: Option<Duration>,
-    direct: bool,
 }
 
 impl Transports {
     /// Reads the system's authorities once.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(proxies: Proxies) -> Self {
         let found = rustls_native_certs::load_native_certs();
         let mut system_roots = RootCertStore::empty();
         let (usable, _) = system_roots.add_parsable_certificates(found.certs);
@@ -62,6 +64,7 @@ impl Transports {
         Self {
             provider: Arc::new(rustls::crypto::ring::default_provider()),
             system_roots: Arc::new(system_roots),
+            proxies: Arc::new(proxies),
             clients: Mutex::default(),
         }
     }
@@ -87,8 +90,6 @@ impl Transports {
             tls: host.tls.clone(),
             stamps,
             dial_timeout: host.dial_timeout,
-            // Go, and so containerd, never sends requests to this machine through a proxy.
-            direct: is_loopback(&host.authority),
         };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&key) {
@@ -114,20 +115,24 @@ impl Transports {
         } else {
             builder.with_root_certificates(self.roots(&key.tls.ca)?)
         };
-        // Like containerd, which loads all pairs and lets the handshake choose, except that rustls
-        // takes one; more than one is not known to be used by anyone.
-        let mut tls = match key.tls.client.first() {
-            None => builder.with_no_client_auth(),
-            Some((certificates, private)) => {
-                let chain = certificates_in(certificates)?;
-                let private = private_key_in(private.as_ref().unwrap_or(certificates))?;
-                builder
-                    .with_client_auth_cert(chain, private)
-                    .map_err(|error| file_problem(certificates, error))?
+        let mut tls = if key.tls.client.is_empty() {
+            builder.with_no_client_auth()
+        } else {
+            let mut certificates = ClientCertificates::default();
+            for (chain, private) in &key.tls.client {
+                let pair = (
+                    certificates_in(chain)?,
+                    private_key_in(private.as_ref().unwrap_or(chain))?,
+                );
+                certificates
+                    .add(pair, &self.provider)
+                    .map_err(|error| file_problem(chain, error))?;
             }
+            builder.with_client_cert_resolver(Arc::new(certificates))
         };
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let mut client = reqwest::Client::builder()
+        let proxies = self.proxies.clone();
+        let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .http1_only()
             .user_agent(concat!("prewarm/", env!("CARGO_PKG_VERSION")))
@@ -137,10 +142,8 @@ impl Transports {
             .read_timeout(READ_TIMEOUT)
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(MAX_IDLE_PER_HOST)
-            .tcp_nodelay(true);
-        if key.direct {
-            client = client.no_proxy();
-        }
+            .tcp_nodelay(true)
+            .proxy(reqwest::Proxy::custom(move |url| proxies.of(url)));
         client.build().map_err(|error| tls_failed(&error))
     }
 
@@ -236,6 +239,9 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
+#[cfg(test)]
+#[path = "proxied_tests.rs"]
+mod proxied;
 #[cfg(test)]
 #[path = "transport_tests.rs"]
 mod tests;

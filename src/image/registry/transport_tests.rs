@@ -1,6 +1,7 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -13,27 +14,35 @@ use super::super::{Registry, RegistryConfig};
 use crate::domain::failure::{Failure, FailureKind};
 
 /// An authority, and what it signed for the server and for a client, as PEM and as DER.
-struct Certificates {
-    ca: rcgen::Certificate,
+pub(super) struct Certificates {
+    pub(super) ca: rcgen::Certificate,
     server: (rcgen::Certificate, KeyPair),
     client: (rcgen::Certificate, KeyPair),
 }
 
-fn certificates() -> Certificates {
+/// The name that the server's certificate is good for, beside its address.
+pub(super) const NAME: &str = "registry.test";
+
+pub(super) fn certificates() -> Certificates {
     let ca_key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // A server names the authorities that it trusts.
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("authority {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    params.distinguished_name.push(DnType::CommonName, name);
     let ca = params.self_signed(&ca_key).unwrap();
     let issuer = Issuer::new(params, ca_key);
-    let signed = |name: &str| {
+    let signed = |names: &[&str]| {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let params = CertificateParams::new(names).unwrap();
         (params.signed_by(&key, &issuer).unwrap(), key)
     };
     Certificates {
         ca,
-        server: signed("127.0.0.1"),
-        client: signed("client"),
+        server: signed(&["127.0.0.1", NAME]),
+        client: signed(&["client"]),
     }
 }
 
@@ -58,7 +67,7 @@ impl axum::serve::Listener for TlsListener {
 }
 
 /// Serves one image over TLS and says where.
-async fn serve(certificates: &Certificates, wants_client: bool) -> String {
+pub(super) async fn serve(certificates: &Certificates, wants_client: bool) -> String {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -85,6 +94,16 @@ async fn serve(certificates: &Certificates, wants_client: bool) -> String {
 
 /// Resolves over TLS with this `hosts.toml`, in whose directory the certificates are.
 async fn resolve(addr: &str, certificates: &Certificates, settings: &str) -> Result<(), Failure> {
+    resolve_with(addr, certificates, &[], settings).await
+}
+
+/// As [`resolve`], with more files in the directory.
+async fn resolve_with(
+    addr: &str,
+    certificates: &Certificates,
+    files: &[(&str, String)],
+    settings: &str,
+) -> Result<(), Failure> {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join(addr);
     std::fs::create_dir(&directory).unwrap();
@@ -100,6 +119,9 @@ async fn resolve(addr: &str, certificates: &Certificates, settings: &str) -> Res
             format!("server = \"https://{addr}\"\n{settings}"),
         ),
     ] {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+    for (name, text) in files {
         std::fs::write(directory.join(name), text).unwrap();
     }
     let registry = Registry::new(RegistryConfig {
@@ -140,6 +162,34 @@ async fn a_client_certificate_is_shown_from_one_file_or_two() {
         .await
         .unwrap_err();
     assert_eq!(failure.kind, FailureKind::RegistryUnavailable);
+}
+
+/// Like Go, which containerd is written in: the first pair that one of the server's authorities signed, or none.
+#[tokio::test]
+async fn of_several_client_certificates_the_one_that_the_server_accepts_is_shown() {
+    let (certificates, others) = (certificates(), certificates());
+    let wants = serve(&certificates, true).await;
+    let wants_others = serve(&others, true).await;
+    let (other, other_key) = &others.client;
+    let ca = certificates.ca.pem() + &others.ca.pem();
+    let files = [
+        ("other.pem", other.pem()),
+        ("other.key", other_key.serialize_pem()),
+        ("cas.pem", ca),
+    ];
+    let pairs = "client = [[\"other.pem\", \"other.key\"], \"both.pem\"]\nca = \"cas.pem\"";
+    for addr in [&wants, &wants_others] {
+        resolve_with(addr, &certificates, &files, pairs)
+            .await
+            .unwrap();
+    }
+    let only_the_other = "client = [[\"other.pem\", \"other.key\"]]\nca = \"cas.pem\"";
+    let refused = resolve_with(&wants, &certificates, &files, only_the_other).await;
+    assert_eq!(refused.unwrap_err().kind, FailureKind::RegistryUnavailable);
+    let mixed_up = "client = [[\"other.pem\", \"client.key\"]]";
+    let refused = resolve_with(&wants, &certificates, &files, mixed_up).await;
+    let failure = refused.unwrap_err();
+    assert!(failure.message.contains("other.pem"), "{failure}");
 }
 
 #[tokio::test]
