@@ -18,11 +18,11 @@ use support::containerd::ContainerdVersion;
 use support::images::{Blob, Image, generated};
 
 /// A registry that no resolver knows: whatever is asked of anyone was in the file.
-const REGISTRY: &str = "registry.test:5000";
+pub const REGISTRY: &str = "registry.test:5000";
 
 /// What a host does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Plays {
+pub enum Plays {
     /// It has the image.
     Serves,
     /// It answers with this status.
@@ -32,8 +32,8 @@ enum Plays {
 }
 
 /// Three hosts, and what they were asked.
-struct Hosts {
-    addrs: Vec<String>,
+pub struct Hosts {
+    pub addrs: Vec<String>,
     shared: Arc<Shared>,
     serving: Vec<JoinHandle<()>>,
 }
@@ -47,7 +47,7 @@ struct Shared {
 }
 
 impl Hosts {
-    async fn serve(plays: &[Plays], images: [(&str, &Image); 2]) -> Self {
+    pub async fn serve(plays: &[Plays], images: [(&str, &Image); 2]) -> Self {
         let mut things = HashMap::new();
         for (tag, image) in images {
             things.insert(tag.to_owned(), ("TAG", image.target.clone()));

@@ -14,6 +14,7 @@ mod faulty;
 mod full;
 mod hostile;
 mod hosts;
+mod hosts_tls;
 mod interrupted;
 mod killed;
 mod limited;

@@ -1,6 +1,8 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
+use axum::body::Body;
+use axum::http::Response;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -9,9 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::super::test_server::{manifest, router};
-use super::super::{Registry, RegistryConfig};
+use super::super::test_server::{Asked, Server, manifest, reply, router};
+use super::super::{Part, Registry, RegistryConfig};
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::image::Digest;
 
 /// An authority, and what it signed for the server and for a client, as PEM and as DER.
 pub(super) struct Certificates {
@@ -68,6 +71,17 @@ impl axum::serve::Listener for TlsListener {
 
 /// Serves one image over TLS and says where.
 pub(super) async fn serve(certificates: &Certificates, wants_client: bool) -> String {
+    serve_with(certificates, wants_client, |_| manifest())
+        .await
+        .0
+}
+
+/// Answers over TLS, and says where, and what it will have been asked.
+async fn serve_with(
+    certificates: &Certificates,
+    wants_client: bool,
+    answer: impl Fn(&Asked) -> Response<Body> + Clone + Send + Sync + 'static,
+) -> (String, Arc<Mutex<Vec<Asked>>>) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -87,9 +101,9 @@ pub(super) async fn serve(certificates: &Certificates, wants_client: bool) -> St
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let (router, _) = router(|_| manifest());
+    let (router, asked) = router(answer);
     tokio::spawn(async move { axum::serve(TlsListener(listener, acceptor), router).await });
-    addr
+    (addr, asked)
 }
 
 /// Resolves over TLS with this `hosts.toml`, in whose directory the certificates are.
@@ -216,12 +230,56 @@ async fn a_registry_on_this_machine_may_speak_tls_or_not() {
     let certificates = certificates();
     let registry = Registry::new(RegistryConfig::default());
     let tls = serve(&certificates, false).await;
-    let plain = super::super::test_server::Server::start(|_| manifest()).await;
+    let plain = Server::start(|_| manifest()).await;
     for addr in [&tls, &plain.addr] {
         let image = format!("{addr}/app:1").parse().unwrap();
         for _ in 0..2 {
             let repository = registry.repository(&image, &[]).await.unwrap();
             repository.resolve(&image).await.unwrap();
         }
+    }
+}
+
+/// What a tag means is only as true as the connection; a blob is what its digest says, wherever it comes from.
+#[tokio::test]
+async fn from_tls_to_plain_http_only_blobs_are_followed_and_without_secrets() {
+    let store = Server::start(|asked| match asked.target.contains("blobs") {
+        true => reply(200, &[], "blob"),
+        false => manifest(),
+    })
+    .await;
+    let location = format!("http://{}", store.addr);
+    let certificates = certificates();
+    let answer = move |asked: &Asked| {
+        let location = format!("{location}{}", asked.target);
+        reply(307, &[("location", &location)], "")
+    };
+    let (addr, asked) = serve_with(&certificates, false, answer).await;
+    let settings = "skip_verify = true\n[header]\nX-Key = \"k\"\nAuthorization = \"Basic a\"";
+    let failure = resolve(&addr, &certificates, settings).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::RegistryUnavailable);
+    assert!(
+        failure.message.contains("from TLS to plain HTTP"),
+        "{failure}"
+    );
+    assert!(store.asked().is_empty());
+
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join(&addr);
+    std::fs::create_dir(&directory).unwrap();
+    let hosts = format!("server = \"https://{addr}\"\n{settings}");
+    std::fs::write(directory.join("hosts.toml"), hosts).unwrap();
+    let registry = Registry::new(RegistryConfig {
+        hosts_dirs: vec![root.path().to_owned()],
+        ..RegistryConfig::default()
+    });
+    let image = format!("{addr}/app:1").parse().unwrap();
+    let repository = registry.repository(&image, &[]).await.unwrap();
+    let digest = Digest::of(b"blob");
+    repository.blob(&digest, 4, Part::from(0), 0).await.unwrap();
+    let sent = asked.lock().unwrap().clone();
+    assert!(sent.iter().all(|asked| asked.header("x-key") == Some("k")));
+    for secret in ["x-key", "authorization"] {
+        assert_eq!(store.asked()[0].header(secret), None, "{secret}");
     }
 }
