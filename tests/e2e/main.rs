@@ -11,6 +11,7 @@ mod support;
 mod cell;
 mod crashes;
 mod failures;
+mod pod;
 mod pushed;
 mod sandbox;
 mod warm;
