@@ -13,5 +13,6 @@ mod crashes;
 mod failures;
 mod pod;
 mod pushed;
+mod restored;
 mod sandbox;
 mod warm;
