@@ -29,9 +29,19 @@ up: build-deps ## Start the same and leave it running to play with (root)
 down: ## End what `make up` started
 	@deploy/local/down
 
-.PHONY: build build-deps parts python-env
-build: build-deps ## Build the program for use: target/release/prewarm
+# What the program may have, in bytes: it is on every node, and comes there before anything is warm.
+SIZE_LIMIT := 25000000
+
+.PHONY: build image build-deps parts python-env
+build: build-deps ## Build the program for use, and hold it to its size: target/release/prewarm
 	$(CARGO) build --release --locked --bin prewarm
+	@size=$$(stat --format=%s target/release/prewarm); echo "target/release/prewarm: $$size bytes, of at most $(SIZE_LIMIT)"; \
+	  [ "$$size" -le $(SIZE_LIMIT) ] || { echo "it is too large: look what came in with 'cargo bloat --release --crates'" >&2; exit 1; }
+image: build ## Pack it into a container image, without a network: target/prewarm-image.tar (root)
+	@deploy/local/build-deps image
+	@deploy/local/parts buildah
+	deploy/image/build target/release/prewarm target/prewarm-image.tar
+	@echo "target/prewarm-image.tar is an OCI archive: 'podman load --input' it, or 'skopeo copy oci-archive:…' it to a registry"
 build-deps:
 	@deploy/local/build-deps
 parts: ## Fetch the servers that tests and the demo run (about 130 MB, once)

@@ -13,9 +13,12 @@
 #[allow(dead_code, unreachable_pub, reason = "shared by several test crates")]
 mod parts;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use serde_json::{Value, json};
 
 /// Oldest and newest version of Kubernetes whose schemas the manifests are held to.
 const KUBERNETES: [&str; 2] = ["1.31", "1.37"];
@@ -92,23 +95,193 @@ fn every_overlay_renders_to_what_kubernetes_takes() {
     }
 }
 
-#[test]
-fn no_overlay_needs_the_prometheus_operator_and_the_component_adds_what_is_for_it() {
-    let monitors = |text: &str| text.matches("kind: PodMonitor").count();
-    for folder in renderable() {
-        assert_eq!(monitors(&rendered(&folder)), 0, "{}", folder.display());
-    }
+/// A folder that a user might make: the base with these components, rendered.
+fn with_components(names: &[&str]) -> String {
     let dir = parts::temp_dir();
     let own = fs::canonicalize(dir.path()).unwrap();
     // Kustomize takes no absolute paths.
     let up = "../".repeat(own.components().count() - 1);
     let kubernetes = fs::canonicalize(deploy().join("kubernetes")).unwrap();
     let kubernetes = format!("{up}{}", kubernetes.strip_prefix("/").unwrap().display());
-    let kustomization = format!(
-        "resources: ['{kubernetes}/base']\ncomponents: ['{kubernetes}/components/monitoring']\n"
-    );
+    let components: String = names
+        .iter()
+        .map(|name| format!("  - {kubernetes}/components/{name}\n"))
+        .collect();
+    let kustomization = format!("resources: ['{kubernetes}/base']\ncomponents:\n{components}");
     fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
-    assert!(monitors(&rendered(&own)) > 0);
+    rendered(&own)
+}
+
+#[test]
+fn no_overlay_needs_the_prometheus_operator_and_components_add_what_is_for_it() {
+    for (component, kind) in [
+        ("monitoring", "PodMonitor"),
+        ("service-monitor", "ServiceMonitor"),
+    ] {
+        let monitors = |text: &str| text.matches(&format!("kind: {kind}\n")).count();
+        for folder in renderable() {
+            assert_eq!(monitors(&rendered(&folder)), 0, "{}", folder.display());
+        }
+        assert!(monitors(&with_components(&[component])) > 0);
+    }
+}
+
+#[test]
+fn every_component_goes_with_the_base_and_with_the_others() {
+    let entries = fs::read_dir(deploy().join("kubernetes/components")).unwrap();
+    let names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert!(names.len() >= 4, "{names:?}");
+    let dir = parts::temp_dir();
+    let manifest = dir.path().join("manifest.yaml");
+    let each = names.iter().map(std::slice::from_ref);
+    for together in each.chain([&names[..]]) {
+        fs::write(&manifest, with_components(together)).unwrap();
+        let (valid, said) = validate(&manifest, KUBERNETES[1]);
+        assert!(valid, "{together:?}: {said}");
+    }
+}
+
+/// What kubectl renders of a folder, by kind and name.
+fn objects(folder: &str) -> BTreeMap<(String, String), Value> {
+    let text = rendered(&deploy().join("kubernetes").join(folder));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let named = documents.into_iter().map(|document| {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let key = (text(&document["kind"]), text(&document["metadata"]["name"]));
+        (key, document)
+    });
+    named.collect()
+}
+
+fn object<'a>(all: &'a BTreeMap<(String, String), Value>, kind: &str, name: &str) -> &'a Value {
+    all.get(&(kind.to_owned(), name.to_owned()))
+        .unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+/// Every pod template of everything that is rendered, with a name for messages.
+fn pods() -> Vec<(String, Value)> {
+    let mut pods = Vec::new();
+    for folder in renderable() {
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&rendered(&folder)).unwrap();
+        for document in documents {
+            let pod = &document["spec"]["template"]["spec"];
+            if pod.is_object() {
+                let name = document["metadata"]["name"].as_str().unwrap();
+                pods.push((format!("{name} of {}", folder.display()), pod.clone()));
+            }
+        }
+    }
+    assert!(pods.len() > 8, "{}", pods.len());
+    pods
+}
+
+#[test]
+fn every_pod_is_shut_in_and_only_the_worker_is_root() {
+    for (name, pod) in pods() {
+        let of_pod = &pod["securityContext"];
+        assert_eq!(of_pod["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+        assert_eq!(pod["priorityClassName"], "prewarm", "{name}");
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod[key].is_null(), "{name}: {key}");
+        }
+        let is_worker = name.starts_with("prewarm-worker ");
+        if is_worker {
+            assert_eq!(of_pod["runAsUser"], 0, "{name}");
+        } else {
+            assert_eq!(of_pod["runAsNonRoot"], true, "{name}");
+        }
+        for container in pod["containers"].as_array().unwrap() {
+            let rights = &container["securityContext"];
+            assert_eq!(rights["readOnlyRootFilesystem"], true, "{name}");
+            assert_eq!(rights["allowPrivilegeEscalation"], false, "{name}");
+            assert_eq!(rights["capabilities"]["drop"], json!(["ALL"]), "{name}");
+            assert!(
+                is_worker || rights["capabilities"]["add"].is_null(),
+                "{name}"
+            );
+            assert!(rights["privileged"].is_null(), "{name}");
+        }
+        for volume in pod["volumes"].as_array().unwrap() {
+            assert!(
+                is_worker || volume["hostPath"].is_null(),
+                "{name}: {volume}"
+            );
+        }
+    }
+}
+
+#[test]
+fn there_is_what_keeps_the_roles_up_and_apart() {
+    let all = {
+        let mut all = objects("overlays/cluster-broker");
+        all.extend(objects("overlays/webhook"));
+        all
+    };
+    for name in ["prewarm-dispatcher", "prewarm-webhook"] {
+        assert_eq!(object(&all, "Deployment", name)["spec"]["replicas"], 2);
+    }
+    assert_eq!(
+        object(&all, "StatefulSet", "prewarm-nats")["spec"]["replicas"],
+        3
+    );
+    let worker = &object(&all, "DaemonSet", "prewarm-worker")["spec"]["template"]["spec"];
+    assert_eq!(worker["tolerations"], json!([{"operator": "Exists"}]));
+    for name in ["prewarm-dispatcher", "prewarm-webhook", "prewarm-nats"] {
+        let budget = object(&all, "PodDisruptionBudget", name);
+        assert_eq!(budget["spec"]["maxUnavailable"], 1, "{name}");
+        assert_eq!(
+            budget["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"],
+            name
+        );
+    }
+    for name in ["prewarm", "prewarm-webhook", "prewarm-nats"] {
+        let policy = object(&all, "NetworkPolicy", name);
+        assert!(
+            policy["spec"]["policyTypes"]
+                .as_array()
+                .unwrap()
+                .contains(&json!("Ingress"))
+        );
+    }
+    let rule = &object(&all, "Ingress", "prewarm-webhook")["spec"]["rules"][0]["http"]["paths"][0];
+    let service = rule["backend"]["service"]["name"].as_str().unwrap();
+    let selected = &object(&all, "Service", service)["spec"]["selector"];
+    let receiver = object(&all, "Deployment", "prewarm-webhook");
+    assert_eq!(
+        selected,
+        &receiver["spec"]["template"]["metadata"]["labels"]
+    );
+    // The sources that the pods mount are those that the overlay made.
+    let volumes = receiver["spec"]["template"]["spec"]["volumes"]
+        .as_array()
+        .unwrap();
+    let sources = volumes
+        .iter()
+        .find(|volume| volume["name"] == "sources")
+        .unwrap();
+    object(
+        &all,
+        "ConfigMap",
+        sources["configMap"]["name"].as_str().unwrap(),
+    );
+}
+
+#[test]
+fn for_cri_o_the_worker_gets_its_socket_and_nothing_of_containerds() {
+    let all = objects("overlays/cri-o");
+    let text = object(&all, "DaemonSet", "prewarm-worker").to_string();
+    assert!(text.contains("/run/crio/crio.sock"), "{text}");
+    for absent in [
+        "/run/containerd",
+        "/var/lib/containerd",
+        "certs.d",
+        "SYS_ADMIN",
+    ] {
+        assert!(!text.contains(absent), "{absent}: {text}");
+    }
 }
 
 #[test]
@@ -131,7 +304,13 @@ fn nats_server_takes_the_cluster_configuration() {
         command.arg(deploy().join("nats/cluster.conf"));
         command.env("SERVER_NAME", "prewarm-nats-0");
         command.env("STORE_DIR", "/data");
-        for name in ["CLUSTER_PASSWORD", "CORE_PASSWORD", "NODE_1_PASSWORD"] {
+        for name in [
+            "CLUSTER_PASSWORD",
+            "CORE_PASSWORD",
+            "NODE_1_PASSWORD",
+            "WEBHOOK_PASSWORD",
+            "CI_PASSWORD",
+        ] {
             command.env(name, "secret");
         }
         for number in 0..3 {
@@ -147,7 +326,11 @@ fn nats_server_takes_the_cluster_configuration() {
 #[test]
 fn systemd_takes_the_units() {
     let dir = parts::temp_dir();
-    for name in ["prewarm-dispatcher.service", "prewarm-worker.service"] {
+    for name in [
+        "prewarm-dispatcher.service",
+        "prewarm-worker.service",
+        "prewarm-webhook.service",
+    ] {
         let unit = fs::read_to_string(deploy().join("systemd").join(name)).unwrap();
         // systemd looks whether the program is there, and it is not installed here.
         let installed = unit.replace("/usr/local/bin/prewarm", "/bin/true");
@@ -175,4 +358,59 @@ fn the_worker_has_the_same_capabilities_everywhere() {
         .map(|name| name.strip_prefix(PREFIX).unwrap())
         .collect();
     assert_eq!(added.split(", ").collect::<Vec<_>>(), of_unit);
+}
+
+/// The sources of all tests.
+fn tests() -> String {
+    fn collect(folder: &Path, text: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, text);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                text.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut text = String::new();
+    collect(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"),
+        &mut text,
+    );
+    text
+}
+
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let tests = tests();
+    let mut count = 0;
+    for document in ["THREATS.md", "RUNBOOK.md"] {
+        let text = fs::read_to_string(deploy().join(document)).unwrap();
+        // Between backticks; nothing else there has so many underscores.
+        let names = text.split('`').skip(1).step_by(2);
+        for name in names.filter(|name| name.matches('_').count() >= 4 && !name.contains(' ')) {
+            count += 1;
+            let is_there = [format!("fn {name}("), format!("    {name},")]
+                .iter()
+                .any(|text| tests.contains(text));
+            assert!(is_there, "{document}: no test {name}");
+        }
+    }
+    assert!(count > 15, "{count}");
+}
+
+#[test]
+fn every_file_that_a_document_links_to_is_there() {
+    for document in ["THREATS.md", "RUNBOOK.md", "ci/README.md"] {
+        let path = deploy().join(document);
+        let text = fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1) {
+            let (link, _) = link.split_once(')').unwrap();
+            let (file, _) = link.split_once('#').unwrap_or((link, ""));
+            if !file.is_empty() && !file.contains("://") {
+                let target = path.parent().unwrap().join(file);
+                assert!(target.exists(), "{document}: {link}");
+            }
+        }
+    }
 }

@@ -110,7 +110,9 @@ async fn it_says_which_account_it_sees() {
 #[tokio::test]
 async fn a_workers_user_sees_little_and_is_told_that_this_is_right() {
     let accounts = include_str!("../../deploy/nats/accounts.conf");
-    let accounts = format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\n{accounts}");
+    let accounts = format!(
+        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{accounts}"
+    );
     let nats = NatsServer::start_with(NatsVersion::V2_15, &accounts).await;
     let url = format!("nats://node-1:node@127.0.0.1:{}", nats.port());
     let output = prewarm(["check", "--runtime", "simulated"])

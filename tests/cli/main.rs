@@ -11,8 +11,10 @@ mod support;
 
 mod check;
 mod dispatcher;
+mod fleet;
 mod input;
 mod login;
+mod pipelines;
 mod python;
 mod read;
 mod readme;

@@ -11,6 +11,8 @@ mod support;
 mod cell;
 mod crashes;
 mod failures;
+mod pod;
 mod pushed;
+mod restored;
 mod sandbox;
 mod warm;

@@ -1,13 +1,22 @@
-//! What the user of one node may do, with the configuration that is shipped: nothing in the name of another.
+//! What the users of each role may do, with the configuration that is shipped: nothing in the name of another.
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::connection::State;
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
+use futures::StreamExt as _;
+use prewarm::bus::Bus;
+use prewarm::bus::topology::{TopologySettings, ensure};
+use prewarm::wire::subject::Subjects;
 use tokio::sync::mpsc;
 
 use crate::support::nats::{NatsServer, NatsVersion};
-use crate::support::wait::within;
+use crate::support::wait::{eventually, within};
 use crate::worker_cell::LIMIT;
 
-on_every_generation!(a_node_cannot_speak_for_another,);
+on_every_generation!(
+    a_node_cannot_speak_for_another,
+    a_receiver_and_a_pipeline_do_their_own_work_only,
+    credentials_are_changed_while_both_count,
+);
 
 /// The shipped accounts, with the user of a second node beside the first, made as the file says.
 fn two_nodes() -> String {
@@ -20,7 +29,9 @@ fn two_nodes() -> String {
         .replace("node-1", "node-2")
         .replace("$NODE_1_PASSWORD", "node");
     let both = accounts.replace(&first, &format!("{first}, {second}"));
-    format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\n{both}")
+    format!(
+        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{both}"
+    )
 }
 
 struct Login {
@@ -46,6 +57,22 @@ impl Login {
         Self { client, refusals }
     }
 
+    /// Tries to publish and to listen where it may not.
+    async fn is_kept_out(&mut self, publish: &[&str], subscribe: &[&str]) {
+        for &subject in publish {
+            let subject = subject.to_owned();
+            self.client
+                .publish(subject.clone(), "x".into())
+                .await
+                .unwrap();
+            self.refused(&subject).await;
+        }
+        for &subject in subscribe {
+            let _subscribed = self.client.subscribe(subject.to_owned()).await.unwrap();
+            self.refused(subject).await;
+        }
+    }
+
     async fn refused(&mut self, what: &str) {
         let waited = format!("the broker to refuse {what}");
         let refusal = within(LIMIT, &waited, self.refusals.recv()).await.unwrap();
@@ -60,7 +87,7 @@ impl Login {
 async fn a_node_cannot_speak_for_another(version: NatsVersion) {
     let server = NatsServer::start_with(version, &two_nodes()).await;
     let mut other = Login::of(&server, "node-2", "node").await;
-    for subject in [
+    let publish = [
         "$JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.node-1",
         "$JS.ACK.PREWARM_TASKS.node-1.1.1.1.1.0",
         "$JS.ACK._.hash.PREWARM_TASKS.node-1.1.1.1.1.0",
@@ -76,12 +103,109 @@ async fn a_node_cannot_speak_for_another(version: NatsVersion) {
         "$KV.prewarm_nodes.node-1",
         "$JS.API.STREAM.PURGE.PREWARM_TASKS",
         "$JS.API.CONSUMER.CREATE.PREWARM_TASKS",
-    ] {
-        other.client.publish(subject, "x".into()).await.unwrap();
-        other.refused(subject).await;
-    }
-    for subject in ["_INBOX.node-1.>", "prewarm.revoke.node-1", "prewarm.>", ">"] {
-        let _subscribed = other.client.subscribe(subject).await.unwrap();
-        other.refused(subject).await;
-    }
+    ];
+    let subscribe = ["_INBOX.node-1.>", "prewarm.revoke.node-1", "prewarm.>", ">"];
+    other.is_kept_out(&publish, &subscribe).await;
+}
+
+/// What only a dispatcher or a person who operates the fleet may do.
+const CORE_ONLY: [&str; 8] = [
+    "prewarm.job.cancel",
+    "prewarm.job.delete",
+    "prewarm.api.delete",
+    "prewarm.task.node-1.base.000000000000",
+    "prewarm.event.job.base.completed",
+    "prewarm.revoke.node-1",
+    "$KV.prewarm_rules.base",
+    "$JS.API.STREAM.PURGE.PREWARM_JOBS",
+];
+
+/// Whether a stream says that it has what this user published.
+async fn is_kept(login: &Login, subject: &str, stream: &str) {
+    let context = async_nats::jetstream::new(login.client.clone());
+    let stored = context.publish(subject.to_owned(), "{}".into()).await;
+    let what = format!("the broker to keep {subject}");
+    let ack = within(LIMIT, &what, async { stored.unwrap().await }).await;
+    assert_eq!(ack.unwrap().stream, stream);
+}
+
+async fn a_receiver_and_a_pipeline_do_their_own_work_only(version: NatsVersion) {
+    let server = NatsServer::start_with(version, &two_nodes()).await;
+    let core = Login::of(&server, "core", "core").await;
+    let bus = Bus::new(core.client.clone(), Subjects::default());
+    ensure(&bus, TopologySettings::default()).await.unwrap();
+
+    let mut receiver = Login::of(&server, "webhook", "webhook").await;
+    is_kept(&receiver, "prewarm.push", "PREWARM_JOBS").await;
+    receiver
+        .is_kept_out(&CORE_ONLY, &["prewarm.>", "prewarm.event.>", ">"])
+        .await;
+    receiver
+        .is_kept_out(
+            &[
+                "prewarm.job.submit",
+                "prewarm.api.submit",
+                "prewarm.api.get",
+            ],
+            &[],
+        )
+        .await;
+
+    let mut pipeline = Login::of(&server, "ci", "ci").await;
+    is_kept(&pipeline, "prewarm.job.submit", "PREWARM_JOBS").await;
+    pipeline
+        .is_kept_out(&CORE_ONLY, &["prewarm.>", "prewarm.event.>", ">"])
+        .await;
+    pipeline
+        .is_kept_out(&["prewarm.push", "prewarm.worker.node-1"], &[])
+        .await;
+    // And hears what becomes of jobs.
+    let mut events = pipeline
+        .client
+        .subscribe("prewarm.event.job.base.*")
+        .await
+        .unwrap();
+    pipeline.client.flush().await.unwrap();
+    let told = "prewarm.event.job.base.completed";
+    core.client.publish(told, "end".into()).await.unwrap();
+    let heard = within(LIMIT, "the job's event", events.next())
+        .await
+        .unwrap();
+    assert_eq!(heard.subject.as_str(), told);
+}
+
+/// RUNBOOK.md, "Changing credentials": a second user with the same rights, then the first one goes.
+/// The password stays here, because a variable that nothing uses is one that nats-server does not load.
+async fn credentials_are_changed_while_both_count(version: NatsVersion) {
+    let before = two_nodes();
+    let both = before.replace(
+        "users: [{user: core, password: $CORE_PASSWORD}]",
+        "users: [{user: core, password: $CORE_PASSWORD}, {user: core-2, password: $CORE_PASSWORD}]",
+    );
+    let after = before.replace(
+        "users: [{user: core, password: $CORE_PASSWORD}]",
+        "users: [{user: core-2, password: $CORE_PASSWORD}]",
+    );
+    assert!(both != before && after != before);
+    let mut server = NatsServer::start_with(version, &before).await;
+    let old = Login::of(&server, "core", "core").await;
+    server.reload(&both);
+    let new = eventually("the new user to be let in", LIMIT, async || {
+        let options = ConnectOptions::with_user_and_password("core-2".into(), "core".into());
+        options.connect(server.url()).await
+    })
+    .await;
+    // Who was there has noticed nothing.
+    old.client.flush().await.unwrap();
+    assert_eq!(old.client.connection_state(), State::Connected);
+    server.reload(&after);
+    eventually("the old user to be cut off", LIMIT, async || {
+        old.client.connection_state() != State::Connected
+    })
+    .await;
+    let again = ConnectOptions::with_user_and_password("core".into(), "core".into());
+    let refused = again.connect(server.url()).await.unwrap_err();
+    assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation);
+    new.flush().await.unwrap();
+    assert_eq!(new.connection_state(), State::Connected);
 }

@@ -413,7 +413,9 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
 /// The configuration that is shipped, with its passwords.
 fn shipped_accounts() -> String {
     let accounts = include_str!("../../deploy/nats/accounts.conf");
-    format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\n{accounts}")
+    format!(
+        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{accounts}"
+    )
 }
 
 async fn a_worker_in_an_account_without_jetstream_works(version: NatsVersion) {

@@ -269,7 +269,8 @@ impl Drop for Containerd {
 }
 
 fn socket(dir: &Path) -> PathBuf {
-    dir.join("c.sock")
+    // In a folder of its own, as /run/containerd is: a container is given the folder.
+    dir.join("run/containerd.sock")
 }
 
 async fn run(version: ContainerdVersion, dir: &Path, tuning: Tuning) -> Process {
@@ -358,7 +359,7 @@ root = "{dir}/root"
 state = "{dir}/state"
 disabled_plugins = [{disabled}]
 [grpc]
-address = "{dir}/c.sock"
+address = "{dir}/run/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{dir}/opt"
 {cri}"#

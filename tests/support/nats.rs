@@ -1,10 +1,11 @@
 //! nats-server of two generations, with JetStream.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
@@ -124,14 +125,26 @@ impl NatsServer {
             });
     }
 
+    /// The folder of its store.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Has it read this in the place of what it was started with (`nats-server --signal reload`).
+    pub fn reload(&mut self, extra: &str) {
+        extra.clone_into(&mut self.extra);
+        configure(self.port, extra, self.dir.path());
+        self.process.signal(Signal::HUP);
+    }
+
     /// The process: its log, its id, signals.
     pub fn process(&mut self) -> &mut process::Process {
         &mut self.process
     }
 }
 
-/// A server that answers on `port`, or the log of one that ended.
-async fn run(version: NatsVersion, port: u16, extra: &str, dir: &Path) -> Result<Process, String> {
+/// Writes the configuration file and says where it is.
+fn configure(port: u16, extra: &str, dir: &Path) -> PathBuf {
     let mut config = String::new();
     writeln!(config, "listen: \"127.0.0.1:{port}\"").unwrap();
     writeln!(
@@ -143,6 +156,12 @@ async fn run(version: NatsVersion, port: u16, extra: &str, dir: &Path) -> Result
     writeln!(config, "{extra}").unwrap();
     let file = dir.join("nats.conf");
     std::fs::write(&file, config).expect("nats-server's configuration file");
+    file
+}
+
+/// A server that answers on `port`, or the log of one that ended.
+async fn run(version: NatsVersion, port: u16, extra: &str, dir: &Path) -> Result<Process, String> {
+    let file = configure(port, extra, dir);
     let ports = dir.join("ports");
     std::fs::create_dir_all(&ports).expect("a folder for nats-server's ports file");
 

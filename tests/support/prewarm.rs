@@ -87,42 +87,9 @@ impl Prewarm {
         self
     }
 
-    /// As root with these capabilities only, none to gain, and all file systems of `/` read-only but for these folders:
-    /// what a container with `readOnlyRootFilesystem` and these volumes gets.
+    /// Run by this command, which is a whole one with its own environment and starts the program in its own way.
     #[must_use]
-    pub fn sandboxed(mut self, capabilities: &[String], folders: &[&std::path::Path]) -> Self {
-        const SCRIPT: &str = r#"
-            capabilities=$1; shift
-            while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done; shift
-            mount -o remount,bind,ro /
-            exec setpriv --no-new-privs --inh-caps=-all --ambient-caps=-all --bounding-set="$capabilities" -- "$@""#;
-        let kept: String = capabilities
-            .iter()
-            .map(|name| format!(",+{name}"))
-            .collect();
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-euc",
-                SCRIPT,
-                "sh",
-            ])
-            .arg(format!("-all{kept}"))
-            .args(folders)
-            .arg("--")
-            .arg(self.command.get_program())
-            .args(self.command.get_args())
-            .current_dir(self.home.path())
-            .env_clear();
-        for (name, value) in self.command.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
+    pub fn by(mut self, command: Command) -> Self {
         self.command = command;
         self
     }

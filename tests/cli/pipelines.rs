@@ -1,0 +1,336 @@
+//! The examples for CI in deploy/ci do what they say: their own lines are run, against a fleet.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use super::fleet::Fleet;
+use crate::support::parts;
+use crate::support::prewarm::prewarm;
+use crate::support::wait::within;
+
+/// How long a pipeline may take whose pulls are tried four times before they fail.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
+
+fn ci() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/ci")
+}
+
+fn example(name: &str) -> String {
+    fs::read_to_string(ci().join(name)).unwrap()
+}
+
+fn yaml(name: &str) -> Value {
+    serde_saphyr::from_str(&example(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// A pipeline's own lines, and what its system puts into the environment.
+struct Pipeline {
+    name: &'static str,
+    script: String,
+    env: Vec<(&'static str, String)>,
+}
+
+/// What every system but the plain one has as a secret.
+fn secret(fleet: &Fleet) -> (&'static str, String) {
+    ("PREWARM_NATS_URL", fleet.url("core"))
+}
+
+const IMAGE: &str = "registry.example.com/app:1";
+
+fn github(fleet: &Fleet) -> Pipeline {
+    let workflow = yaml("github-actions.yaml");
+    let step = &workflow["jobs"]["prewarm"]["steps"][0];
+    assert_eq!(step["env"]["IMAGE"], "${{ inputs.image }}");
+    let script = step["run"].as_str().unwrap();
+    // Whoever starts it could write commands into an expression.
+    assert!(!script.contains("${{"), "{script}");
+    Pipeline {
+        name: "GitHub",
+        script: script.to_owned(),
+        env: vec![
+            secret(fleet),
+            ("IMAGE", IMAGE.to_owned()),
+            ("GITHUB_RUN_ID", "17".to_owned()),
+            ("GITHUB_RUN_ATTEMPT", "1".to_owned()),
+        ],
+    }
+}
+
+fn gitlab(fleet: &Fleet) -> Pipeline {
+    let job = &yaml("gitlab-ci.yaml")["prewarm"];
+    let lines = job["script"].as_array().unwrap().iter();
+    let lines: Vec<&str> = lines.map(|line| line.as_str().unwrap()).collect();
+    // GitLab fills variables in before the shell sees them.
+    let image = job["variables"]["IMAGE"].as_str().unwrap();
+    let image = image
+        .replace("$CI_REGISTRY_IMAGE", "registry.example.com/team/app")
+        .replace("$CI_COMMIT_SHORT_SHA", "1a2b3c4d");
+    Pipeline {
+        name: "GitLab",
+        script: lines.join("\n"),
+        env: vec![
+            secret(fleet),
+            ("IMAGE", image),
+            ("CI_PIPELINE_ID", "4711".to_owned()),
+        ],
+    }
+}
+
+fn jenkins(fleet: &Fleet) -> Pipeline {
+    let file = example("Jenkinsfile");
+    let (_, script) = file.split_once("sh '''").unwrap();
+    let (script, _) = script.split_once("'''").unwrap();
+    // Groovy takes a backslash at the end of a line out, with the line's end.
+    let script = script.replace("\\\n", "");
+    for (open, close) in [('{', '}'), ('(', ')')] {
+        let count = |c| file.matches(c).count();
+        assert_eq!(count(open), count(close), "{open} and {close}");
+    }
+    Pipeline {
+        name: "Jenkins",
+        script,
+        env: vec![
+            secret(fleet),
+            ("IMAGE", IMAGE.to_owned()),
+            ("BUILD_NUMBER", "3".to_owned()),
+        ],
+    }
+}
+
+fn tekton(fleet: &Fleet) -> Pipeline {
+    let task = yaml("tekton.yaml");
+    let step = &task["spec"]["steps"][0];
+    let words = |list: &Value| -> Vec<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut call = [words(&step["command"]), words(&step["args"])].concat();
+    for param in task["spec"]["params"].as_array().unwrap() {
+        let name = param["name"].as_str().unwrap();
+        let value = match name {
+            "image" => IMAGE,
+            "name" => "run-x7k2p",
+            _ => param["default"].as_str().unwrap(),
+        };
+        for word in &mut call {
+            *word = word.replace(&format!("$(params.{name})"), value);
+        }
+    }
+    assert!(!call.iter().any(|word| word.contains("$(")), "{call:?}");
+    let quoted: Vec<String> = call.iter().map(|word| format!("'{word}'")).collect();
+    Pipeline {
+        name: "Tekton",
+        script: quoted.join(" "),
+        env: vec![secret(fleet)],
+    }
+}
+
+fn plain(fleet: &Fleet) -> Pipeline {
+    let folder = ci().join("nats").display().to_string();
+    Pipeline {
+        name: "nats",
+        script: format!("'{folder}/prewarm-job' '{folder}/base.json' base 60"),
+        env: vec![
+            ("NATS_URL", fleet.server()),
+            ("NATS_USER", "ci".to_owned()),
+            ("NATS_PASSWORD", "ci".to_owned()),
+        ],
+    }
+}
+
+/// A folder with what a runner has on its PATH.
+fn programs(folder: &Path) {
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_prewarm"), folder.join("prewarm")).unwrap();
+    let stand_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/nats_request.py");
+    let nats = folder.join("nats");
+    let call = format!(
+        "#!/bin/sh\nexec '{}' '{}' \"$@\"\n",
+        parts::python().display(),
+        stand_in.display()
+    );
+    fs::write(&nats, call).unwrap();
+    fs::set_permissions(&nats, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Its exit code, and everything it said.
+async fn run(pipeline: Pipeline) -> (i32, String) {
+    let home = parts::temp_dir();
+    programs(home.path());
+    let path = format!(
+        "{}:{}",
+        home.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut command = tokio::process::Command::new("sh");
+    command
+        .args(["-e", "-c", &pipeline.script])
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", home.path())
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    for (name, value) in &pipeline.env {
+        command.env(name, value);
+    }
+    let what = format!("the end of the pipeline of {}", pipeline.name);
+    let output = within(LIMIT, &what, command.output()).await.unwrap();
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (
+        output.status.code().unwrap(),
+        format!("{}: {said}", pipeline.name),
+    )
+}
+
+/// Runs all of them at once.
+async fn run_all(fleet: &Fleet) -> [(i32, String); 5] {
+    let (github, gitlab, jenkins, tekton, plain) = tokio::join!(
+        run(github(fleet)),
+        run(gitlab(fleet)),
+        run(jenkins(fleet)),
+        run(tekton(fleet)),
+        run(plain(fleet)),
+    );
+    [github, gitlab, jenkins, tekton, plain]
+}
+
+#[tokio::test]
+async fn every_pipeline_ends_well_when_the_image_is_on_the_nodes() {
+    let fleet = Fleet::start("0").await;
+    for (code, said) in run_all(&fleet).await {
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("Succeeded"), "{said}");
+    }
+    let jobs = prewarm(["get", "jobs"]).env("NATS_URL", fleet.url("core"));
+    let jobs = jobs.run().await;
+    for name in ["ci-17-1", "ci-4711", "ci-3", "run-x7k2p", "base"] {
+        assert!(jobs.stdout.contains(name), "{name}: {jobs:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_pipeline_fails_when_a_node_did_not_get_the_image() {
+    let fleet = Fleet::start("1").await;
+    for (code, said) in run_all(&fleet).await {
+        assert_eq!(code, 1, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_whose_manifest_is_wrong_ends_with_two() {
+    let fleet = Fleet::start("0").await;
+    let dir = parts::temp_dir();
+    let manifest = dir.path().join("wrong.json");
+    let wrong = example("nats/base.json").replacen("parallelism", "paralelism", 1);
+    fs::write(&manifest, wrong).unwrap();
+    let mut pipeline = plain(&fleet);
+    let right = format!("{}/nats/base.json", ci().display());
+    let script = pipeline
+        .script
+        .replace(&right, &manifest.display().to_string());
+    assert_ne!(script, pipeline.script);
+    pipeline.script = script;
+    let (code, said) = run(pipeline).await;
+    assert_eq!(code, 2, "{said}");
+}
+
+/// check-jsonschema brings the schemas that GitHub's and GitLab's own editors use.
+#[test]
+fn github_and_gitlab_take_theirs() {
+    for (file, schema) in [
+        ("github-actions.yaml", "vendor.github-workflows"),
+        ("gitlab-ci.yaml", "vendor.gitlab-ci"),
+    ] {
+        let check = |path: &Path| {
+            let mut command = std::process::Command::new(parts::python());
+            command.args(["-m", "check_jsonschema", "--builtin-schema", schema]);
+            command.arg(path).output().unwrap()
+        };
+        let output = check(&ci().join(file));
+        assert!(output.status.success(), "{file}: {output:?}");
+        // And it would say so if not.
+        let dir = parts::temp_dir();
+        let wrong = dir.path().join(file);
+        fs::write(&wrong, example(file).replace("timeout", "timeouts")).unwrap();
+        let output = check(&wrong);
+        assert!(!output.status.success(), "{file}: {output:?}");
+    }
+}
+
+/// Tekton's own types (pkg/apis/pipeline/v1 of tektoncd/pipeline), as far as the example uses them.
+#[test]
+fn tekton_takes_its_own() {
+    let task = yaml("tekton.yaml");
+    let known = |value: &Value, fields: &[&str]| {
+        for field in value.as_object().unwrap().keys() {
+            assert!(
+                fields.contains(&field.as_str()),
+                "{field} is none of {fields:?}"
+            );
+        }
+    };
+    assert_eq!(task["apiVersion"], "tekton.dev/v1");
+    assert_eq!(task["kind"], "Task");
+    known(&task, &["apiVersion", "kind", "metadata", "spec"]);
+    known(
+        &task["spec"],
+        &[
+            "params",
+            "displayName",
+            "description",
+            "steps",
+            "volumes",
+            "stepTemplate",
+            "sidecars",
+            "workspaces",
+            "results",
+        ],
+    );
+    for param in task["spec"]["params"].as_array().unwrap() {
+        known(
+            param,
+            &[
+                "name",
+                "type",
+                "description",
+                "properties",
+                "default",
+                "enum",
+            ],
+        );
+    }
+    for step in task["spec"]["steps"].as_array().unwrap() {
+        known(
+            step,
+            &[
+                "name",
+                "displayName",
+                "image",
+                "command",
+                "args",
+                "workingDir",
+                "envFrom",
+                "env",
+                "computeResources",
+                "volumeMounts",
+                "volumeDevices",
+                "imagePullPolicy",
+                "securityContext",
+                "script",
+                "timeout",
+                "workspaces",
+                "onError",
+                "stdoutConfig",
+                "stderrConfig",
+                "ref",
+                "params",
+                "results",
+                "when",
+            ],
+        );
+    }
+}
