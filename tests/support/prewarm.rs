@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
+use super::kubernetes::KubernetesApi;
 use super::parts;
 use super::process::Process;
 use super::wait::{eventually, within};
@@ -90,7 +91,7 @@ impl Prewarm {
     /// As root with these capabilities only, none to gain, and all file systems of `/` read-only but for these folders:
     /// what a container with `readOnlyRootFilesystem` and these volumes gets.
     #[must_use]
-    pub fn sandboxed(mut self, capabilities: &[String], folders: &[&std::path::Path]) -> Self {
+    pub fn sandboxed(self, capabilities: &[String], folders: &[&std::path::Path]) -> Self {
         const SCRIPT: &str = r#"
             capabilities=$1; shift
             while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done; shift
@@ -100,20 +101,36 @@ impl Prewarm {
             .iter()
             .map(|name| format!(",+{name}"))
             .collect();
+        let kept = format!("-all{kept}");
+        let folders = folders.iter().map(|folder| folder.as_os_str());
+        let args: Vec<&std::ffi::OsStr> = [kept.as_ref()]
+            .into_iter()
+            .chain(folders)
+            .chain(["--".as_ref()])
+            .collect();
+        self.with_mounts(SCRIPT, &args)
+    }
+
+    /// As in a pod that reaches this API server, with the files of a service account where kubelet mounts them.
+    #[must_use]
+    pub fn in_a_pod(self, api: &KubernetesApi) -> Self {
+        const SCRIPT: &str = r#"
+            mount -t tmpfs pod /var/run
+            mkdir -p /var/run/secrets/kubernetes.io
+            ln -s "$1" /var/run/secrets/kubernetes.io/serviceaccount
+            shift; exec "$@""#;
+        self.env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .env("KUBERNETES_SERVICE_PORT", api.port().to_string())
+            .with_mounts(SCRIPT, &[api.service_account().as_os_str()])
+    }
+
+    /// In a mount namespace of its own, by a script that gets these arguments and then the call.
+    fn with_mounts(mut self, script: &str, args: &[&std::ffi::OsStr]) -> Self {
         let mut command = Command::new("unshare");
         command
-            .args([
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-euc",
-                SCRIPT,
-                "sh",
-            ])
-            .arg(format!("-all{kept}"))
-            .args(folders)
-            .arg("--")
+            .args(["--mount", "--propagation", "private", "sh", "-euc"])
+            .args([script, "sh"])
+            .args(args)
             .arg(self.command.get_program())
             .args(self.command.get_args())
             .current_dir(self.home.path())
