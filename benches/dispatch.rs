@@ -52,6 +52,7 @@ impl Bench {
     fn register_all(&mut self) {
         for node in 0..NODES {
             let facts = NodeFacts {
+                waiting: None,
                 labels: BTreeMap::from([("pool".to_owned(), format!("p{}", node % 10))]),
                 platform: "linux/amd64".parse().unwrap(),
                 runtime: "simulated".to_owned(),

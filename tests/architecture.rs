@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each room may use, beside itself.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("api", &["bus", "wire", "domain"]),
     ("domain", &[]),
     ("wire", &["domain"]),
     ("telemetry", &[]),
     ("bus", &["wire", "domain"]),
     ("image", &["domain"]),
+    ("kubernetes", &["domain"]),
     ("work", &["bus", "image", "wire", "domain"]),
     ("simulate", &["work", "bus", "image", "wire", "domain"]),
     ("dispatch", &["bus", "image", "wire", "domain"]),
@@ -20,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 26] = [
+const PURE: [&str; 27] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -40,6 +41,7 @@ const PURE: [&str; 26] = [
     "image/containerd/engine.rs",
     "image/cri/failure.rs",
     "image/cri/snapshotters.rs",
+    "kubernetes/standing.rs",
     "simulate/figures.rs",
     "simulate/plan.rs",
     "webhook/admit.rs",

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::Bus;
+use super::login::{Kind, LoginFile};
+use super::{Bus, tls};
+use crate::domain::time::Timestamp;
 use crate::wire::subject::{SubjectPrefix, Subjects};
 
 /// How long a command waits for one server to greet it.
@@ -118,6 +120,18 @@ pub enum ConnectFailure {
         places: String,
         /// What failed.
         reason: String,
+        /// What can be done about it.
+        advice: &'static str,
+    },
+    /// A server answered and refused us, and our credentials say that they have expired.
+    #[error("the broker at {places} refused the login: {path} expired on {expired}", path = .path.display())]
+    Expired {
+        /// Where we tried.
+        places: String,
+        /// The file of credentials.
+        path: PathBuf,
+        /// When they expired.
+        expired: Timestamp,
     },
     /// A file of the settings cannot be used.
     #[error("cannot use {path}", path = .path.display())]
@@ -147,7 +161,11 @@ impl ConnectFailure {
             Self::Refused { .. } => {
                 "check --nats-creds, --nats-nkey, the user in the URL, or the `nats` context"
             }
-            Self::Tls { .. } => "check --nats-ca, --nats-cert and --nats-key",
+            Self::Tls { advice, .. } => advice,
+            Self::Expired { .. } => "get new credentials for this user, and put them in its place",
+            Self::File { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+                "check that the setting names the file that was meant"
+            }
             Self::File { .. } => "check the path, and that this user may read the file",
             Self::Stopped { .. } => "",
         }
@@ -160,17 +178,29 @@ impl ConnectFailure {
 /// No server can be reached or logged in to.
 pub async fn connect_once(settings: &ConnectSettings, name: &str) -> Result<Bus, ConnectFailure> {
     let losses = Losses::default();
-    let options = options(settings, name)
-        .await?
+    connect_listening(settings, name, move |event| log(&event, &losses)).await
+}
+
+/// As [`connect_once`], with somebody who hears what happens to the connection.
+///
+/// # Errors
+/// As [`connect_once`].
+pub async fn connect_listening(
+    settings: &ConnectSettings,
+    name: &str,
+    listener: impl Fn(Event) + Send + Sync + 'static,
+) -> Result<Bus, ConnectFailure> {
+    let (options, file) = options(settings, name).await?;
+    let options = options
         .connection_timeout(COMMAND_TIMEOUT)
         .event_callback(move |event| {
-            log(&event, &losses);
+            listener(event);
             std::future::ready(())
         });
     let client = options
         .connect(settings.servers.clone())
         .await
-        .map_err(|error| failure(settings, &error))?;
+        .map_err(|error| failure(settings, file.as_deref(), &error))?;
     Ok(Bus::new(client, Subjects::new(settings.prefix.clone())))
 }
 
@@ -185,8 +215,8 @@ pub async fn connect_role(
 ) -> Result<Bus, ConnectFailure> {
     let (connected, mut first) = watch::channel(false);
     let losses = Losses::default();
-    let options = options(settings, name)
-        .await?
+    let (options, file) = options(settings, name).await?;
+    let options = options
         .connection_timeout(ROLE_TIMEOUT)
         .retry_on_initial_connect()
         .reconnect_delay_callback(reconnect_delay)
@@ -201,7 +231,7 @@ pub async fn connect_role(
     let client = options
         .connect(settings.servers.clone())
         .await
-        .map_err(|error| failure(settings, &error))?;
+        .map_err(|error| failure(settings, file.as_deref(), &error))?;
     tokio::select! {
         _ = first.wait_for(|connected| *connected) => {
             Ok(Bus::new(client, Subjects::new(settings.prefix.clone())))
@@ -253,34 +283,50 @@ fn log(event: &Event, losses: &Losses) {
     }
 }
 
-async fn options(settings: &ConnectSettings, name: &str) -> Result<ConnectOptions, ConnectFailure> {
-    let mut options = ConnectOptions::new().name(name);
+/// How to connect, and the file we log in by.
+async fn options(
+    settings: &ConnectSettings,
+    name: &str,
+) -> Result<(ConnectOptions, Option<Arc<LoginFile>>), ConnectFailure> {
+    let file = match &settings.login {
+        Login::CredentialsFile(path) => Some((path, Kind::Credentials)),
+        Login::NkeySeedFile(path) => Some((path, Kind::NkeySeed)),
+        Login::Anonymous | Login::Token(_) | Login::Password(..) => None,
+    };
+    let file = match file {
+        Some((path, kind)) => {
+            let opened = LoginFile::open(path, kind).await;
+            Some(opened.map_err(|source| unusable(path, source))?)
+        }
+        None => None,
+    };
+    let mut options = match &file {
+        Some(file) => {
+            let file = Arc::clone(file);
+            ConnectOptions::with_auth_callback(move |nonce| Arc::clone(&file).answer(nonce))
+        }
+        None => ConnectOptions::new(),
+    };
     options = match &settings.login {
-        Login::Anonymous => options,
         Login::Token(token) => options.token(token.clone()),
         Login::Password(user, password) => {
             options.user_and_password(user.clone(), password.clone())
         }
-        Login::CredentialsFile(path) => options
-            .credentials_file(path)
-            .await
-            .map_err(|source| unusable(path, source))?,
-        Login::NkeySeedFile(path) => {
-            let text = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|source| unusable(path, source))?;
-            options.nkey(seed_of(&text).ok_or_else(|| unusable(path, no_seed()))?)
-        }
+        Login::Anonymous | Login::CredentialsFile(_) | Login::NkeySeedFile(_) => options,
     };
+    options = options.name(name);
     if let Some(path) = &settings.tls.ca {
-        readable(path).await?;
+        let looked = tls::certificates(path).await;
+        looked.map_err(|source| unusable(path, source))?;
         options = options
             .add_root_certificates(path.clone())
             .require_tls(true);
     }
     if let Some((certificate, key)) = &settings.tls.client {
-        readable(certificate).await?;
-        readable(key).await?;
+        let chain = tls::certificates(certificate).await;
+        let chain = chain.map_err(|source| unusable(certificate, source))?;
+        let looked = tls::key(key, chain).await;
+        looked.map_err(|source| unusable(key, source))?;
         options = options.add_client_certificate(certificate.clone(), key.clone());
     }
     if settings.tls.first {
@@ -289,28 +335,7 @@ async fn options(settings: &ConnectSettings, name: &str) -> Result<ConnectOption
     if let Some(prefix) = &settings.inbox_prefix {
         options = options.custom_inbox_prefix(prefix);
     }
-    Ok(options)
-}
-
-/// The seed of a user nkey: `SU` and base32, alone or in the decorated form that `nk` and `nsc` write.
-fn seed_of(text: &str) -> Option<String> {
-    text.lines()
-        .map(str::trim)
-        .find(|line| {
-            line.starts_with("SU")
-                && line.len() == 58
-                && line
-                    .bytes()
-                    .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
-        })
-        .map(str::to_owned)
-}
-
-fn no_seed() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "it holds no seed of a user nkey (SU…)",
-    )
+    Ok((options, file))
 }
 
 fn unusable(path: &Path, source: io::Error) -> ConnectFailure {
@@ -320,44 +345,43 @@ fn unusable(path: &Path, source: io::Error) -> ConnectFailure {
     }
 }
 
-/// The client reads certificates when it connects, and then says only that TLS failed.
-async fn readable(path: &Path) -> Result<(), ConnectFailure> {
-    tokio::fs::File::open(path)
-        .await
-        .map(drop)
-        .map_err(|source| unusable(path, source))
-}
-
-fn failure(settings: &ConnectSettings, error: &async_nats::ConnectError) -> ConnectFailure {
+fn failure(
+    settings: &ConnectSettings,
+    file: Option<&LoginFile>,
+    error: &async_nats::ConnectError,
+) -> ConnectFailure {
     let places = settings.places();
     let reason = innermost(error);
+    if let Some(advice) = tls::advice(error) {
+        return ConnectFailure::Tls {
+            places,
+            reason,
+            advice,
+        };
+    }
     match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
-            ConnectFailure::Refused { places, reason }
+            let now = Timestamp::from_millis(jiff::Timestamp::now().as_millisecond());
+            match file.and_then(|file| file.expired(now).map(|at| (file, at))) {
+                Some((file, expired)) => ConnectFailure::Expired {
+                    places,
+                    path: file.path().to_owned(),
+                    expired,
+                },
+                None => ConnectFailure::Refused { places, reason },
+            }
         }
-        ConnectErrorKind::Tls => ConnectFailure::Tls { places, reason },
-        ConnectErrorKind::Io if is_about_tls(error) => ConnectFailure::Tls { places, reason },
+        ConnectErrorKind::Tls => ConnectFailure::Tls {
+            places,
+            reason,
+            advice: "check --nats-ca, --nats-cert and --nats-key",
+        },
         ConnectErrorKind::ServerParse
         | ConnectErrorKind::Dns
         | ConnectErrorKind::TimedOut
         | ConnectErrorKind::Io
         | ConnectErrorKind::MaxReconnects => ConnectFailure::Unreachable { places, reason },
     }
-}
-
-/// A handshake that fails comes as an I/O error with rustls' inside.
-fn is_about_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
-        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// What went wrong at the bottom: the client's own errors print their sources, so a chain repeats itself.
@@ -388,16 +412,6 @@ mod tests {
         let settings = settings("nats://app:hunter2@[::1]:4333");
         assert_eq!(settings.places(), "nats://[::1]:4333");
         assert!(!format!("{settings:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn a_seed_is_found_bare_and_decorated() {
-        let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-        let decorated =
-            format!("-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n");
-        assert_eq!(seed_of(&format!("{seed}\n")).as_deref(), Some(seed));
-        assert_eq!(seed_of(&decorated).as_deref(), Some(seed));
-        assert_eq!(seed_of("SUMMARY"), None);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! Nothing here decides anything about jobs or pulls; it carries what the rooms above decided.
 
 pub mod connect;
+mod login;
 pub mod pull;
 pub mod read;
+mod tls;
 pub mod topology;
 
 use std::time::Duration;

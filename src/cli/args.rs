@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::output::DataFormat;
 use super::settings::broker::BrokerArgs;
 use super::settings::dispatcher::DispatcherArgs;
+use super::settings::kubernetes::KubernetesArgs;
 use super::settings::registry::RegistryArgs;
 use super::settings::simulated::SimulatedArgs;
 use super::settings::span::Span;
@@ -398,6 +399,12 @@ pub struct JobArgs {
 /// `prewarm check`.
 #[derive(Args)]
 pub struct CheckArgs {
+    /// Also look whether this login may do what the worker of this node does, and only that
+    #[arg(long, env = "PREWARM_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+    /// Whether the node is looked at in Kubernetes.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     /// Also ask its registry for this image; may be given again
     #[arg(long, value_name = "IMAGE")]
     pub image: Vec<String>,

@@ -110,6 +110,7 @@ impl From<ConnectFailure> for Failure {
         let exit = match failure {
             ConnectFailure::Unreachable { .. }
             | ConnectFailure::Refused { .. }
+            | ConnectFailure::Expired { .. }
             | ConnectFailure::Tls { .. } => Exit::Unreachable,
             ConnectFailure::File { .. } => Exit::BadInput,
             ConnectFailure::Stopped { .. } => return Self::told(Exit::Done),

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_nats::Client;
 use async_nats::connection::State;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{DispatcherRoleArgs, WorkerRoleArgs};
@@ -15,12 +16,16 @@ use super::{Invocation, signals};
 use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_role};
 use crate::dispatch::run::{DispatcherError, DispatcherSettings};
+use crate::domain::name::NodeName;
+use crate::domain::node::NodeStanding;
 use crate::image::Runtime;
 use crate::image::containerd::{Containerd, ContainerdConfig, PullLimits};
 use crate::image::registry::{Registry, RegistryConfig};
 use crate::image::simulated::{Simulated, SimulatedConfig};
+use crate::kubernetes::follow::Following;
+use crate::kubernetes::pod::Pod;
 use crate::telemetry::{process, serve};
-use crate::work::run::{WorkerError, WorkerSettings};
+use crate::work::run::{WorkerError, WorkerSettings, fixed};
 
 /// `prewarm dispatcher`.
 ///
@@ -72,15 +77,18 @@ pub async fn dispatch(
 pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<(), Failure> {
     let mut check = invocation.check();
     let broker = invocation.broker(&mut check);
-    let node = node(args, &mut check);
+    let node = node(args, Pod::look().as_ref(), &mut check);
     let (broker, node) = check.done(broker.zip(node))?;
     let shutdown = signals::shutdown_on_signals()?;
     let runtime = node.runtime()?;
     // Asked before the broker, which may be waited for: a wrong socket is told at once.
     runtime.probe().await.map_err(WorkerError::Runtime)?;
     let role = Role::begin(invocation, &shutdown).await?;
-    let settings = node.settings();
-    let broker = for_node(broker, &settings);
+    let Some(standing) = node.standing(&shutdown).await? else {
+        return Ok(());
+    };
+    let settings = node.settings(standing);
+    let broker = for_node(broker, &settings.node);
     let bus = role
         .connect(
             &broker,
@@ -96,8 +104,8 @@ pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<()
 
 /// A worker's answers come under its own node's name, so that permissions can say so.
 #[must_use]
-pub fn for_node(mut broker: ConnectSettings, settings: &WorkerSettings) -> ConnectSettings {
-    let own = || format!("_INBOX.{}", settings.node.token());
+pub fn for_node(mut broker: ConnectSettings, node: &NodeName) -> ConnectSettings {
+    let own = || format!("_INBOX.{}", node.token());
     broker.inbox_prefix.get_or_insert_with(own);
     broker
 }
@@ -212,9 +220,9 @@ pub struct Node {
     simulated: SimulatedConfig,
 }
 
-/// Checks a worker's settings.
-pub fn node(args: &WorkerRoleArgs, check: &mut Check<'_>) -> Option<Node> {
-    let node = args.worker.check(&host_name(), check);
+/// Checks a worker's settings; `pod` is the one it runs in, if it is to ask Kubernetes.
+pub fn node(args: &WorkerRoleArgs, pod: Option<&Pod>, check: &mut Check<'_>) -> Option<Node> {
+    let node = args.worker.check(&host_name(), pod, check);
     let registries = args.registries.check(home(), check);
     let simulated = args.simulated.check(check);
     Some(Node {
@@ -225,11 +233,36 @@ pub fn node(args: &WorkerRoleArgs, check: &mut Check<'_>) -> Option<Node> {
 }
 
 impl Node {
+    /// Its labels, and whether it takes new pulls: as the settings say, or as Kubernetes says, which is
+    /// waited for. `None`: the role was stopped first.
+    ///
+    /// # Errors
+    /// The files by which a pod asks Kubernetes cannot be used.
+    pub async fn standing(
+        &self,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<watch::Receiver<NodeStanding>>, Failure> {
+        let labels = self.node.labels.clone();
+        let Some(choices) = self.node.kubernetes else {
+            return Ok(Some(fixed(NodeStanding::labelled(labels))));
+        };
+        let following = Following {
+            node: self.node.node.clone(),
+            labels,
+            choices,
+        };
+        let standing = following.begin(shutdown.clone()).await;
+        standing.map_err(|error| {
+            Failure::unreachable(error.to_string())
+                .advise("check the files in /var/run/secrets/kubernetes.io/serviceaccount, or set PREWARM_KUBERNETES=off")
+        })
+    }
+
     /// What its worker is told.
     #[must_use]
-    pub fn settings(&self) -> WorkerSettings {
+    pub fn settings(&self, standing: watch::Receiver<NodeStanding>) -> WorkerSettings {
         WorkerSettings {
-            labels: self.node.labels.clone(),
+            standing,
             capacity: self.node.capacity,
             ..WorkerSettings::new(self.node.node.clone())
         }

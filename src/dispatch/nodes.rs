@@ -176,7 +176,7 @@ impl Dispatcher {
         let Some(node) = self.fleet.get(id) else {
             return;
         };
-        let limit = if node.is_absent() {
+        let limit = if node.is_absent() || node.facts.waiting.is_some() {
             0
         } else {
             node.facts.capacity + self.settings.lookahead

@@ -34,4 +34,28 @@ pub struct NodeFacts {
     pub disk_free_bytes: u64,
     /// The worker's version.
     pub version: String,
+    /// Why nothing new is released to the node for now, such as `cordoned in Kubernetes`; absent: it
+    /// takes new pulls. What was released to it before goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+}
+
+/// What may change about a node while its worker runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeStanding {
+    /// As [`NodeFacts::labels`].
+    pub labels: BTreeMap<String, String>,
+    /// As [`NodeFacts::waiting`].
+    pub waiting: Option<String>,
+}
+
+impl NodeStanding {
+    /// A node with these labels that takes pulls.
+    #[must_use]
+    pub const fn labelled(labels: BTreeMap<String, String>) -> Self {
+        Self {
+            labels,
+            waiting: None,
+        }
+    }
 }

@@ -19,9 +19,10 @@ use self::plan::{Leaving, Plan, Stay};
 pub use self::tally::{Report, Tally};
 use crate::bus::Bus;
 use crate::domain::name::NodeName;
+use crate::domain::node::NodeStanding;
 use crate::image::Runtime;
 use crate::image::simulated::{Simulated, SimulatedConfig};
-use crate::work::run::{WorkerError, WorkerSettings, run_observed};
+use crate::work::run::{WorkerError, WorkerSettings, fixed, run_observed};
 
 /// Most nodes of one simulation: what the streams' consumer limit allows a cell.
 pub const MAX_NODES: u32 = 100_000;
@@ -80,7 +81,7 @@ impl Simulation {
             labels.extend(dealt.map(|value| (key.clone(), value.clone())));
         }
         WorkerSettings {
-            labels,
+            standing: fixed(NodeStanding::labelled(labels)),
             capacity: self.capacity,
             grace: GRACE,
             ..WorkerSettings::new(node)

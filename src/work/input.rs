@@ -61,6 +61,8 @@ pub enum Input {
     ConsumerLost,
     /// The connection to the broker was lost and is there again; every open request for tasks is dead.
     Reconnected,
+    /// The node's labels changed, or whether it takes new pulls: the dispatcher has to hear of it.
+    StandingChanged,
     /// SIGTERM: take nothing more, finish or put back what is in hand.
     Stop,
     /// Time has passed.

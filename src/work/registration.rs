@@ -15,8 +15,9 @@ pub const MAX_REGISTER_DELAY: Duration = Duration::from_secs(10);
 const FIRST_REGISTER_DELAY: Duration = Duration::from_millis(250);
 /// A consumer that lived this long was no failure: when it is lost, a new one is asked for at once.
 const STEADY_AFTER: Duration = Duration::from_secs(30);
-/// Workers that lost their connection together register within this time, not at one instant.
-const RECONNECT_SPREAD: Duration = Duration::from_millis(500);
+/// Workers that have a reason to register together, such as a lost connection, do so within this
+/// time, not at one instant.
+const SPREAD: Duration = Duration::from_millis(500);
 
 /// Where the worker stands with the dispatcher.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Registration {
     lost: bool,
     /// A request is open, and said this of `lost`.
     asked: Option<bool>,
+    /// What the node is changed after the open request was made, which may have said the old.
+    outdated: bool,
     /// Tries since the last answer.
     refusals: u32,
     /// Consumers lost soon after they were made, since one that was not.
@@ -40,6 +43,7 @@ impl Registration {
             consumer: None,
             lost: false,
             asked: None,
+            outdated: false,
             refusals: 0,
             losses: 0,
             since: now,
@@ -61,6 +65,7 @@ impl Registration {
     pub(super) fn pass_time(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         if self.asked.is_none() && self.due <= now {
             self.asked = Some(self.lost);
+            self.outdated = false;
             effects.push(Effect::Register {
                 consumer_lost: self.lost,
             });
@@ -85,7 +90,11 @@ impl Registration {
         self.lost = false;
         self.consumer = Some(consumer);
         self.since = now;
-        self.due = now.after(jitter.around(REGISTER_EVERY));
+        self.due = if self.outdated {
+            now
+        } else {
+            now.after(jitter.around(REGISTER_EVERY))
+        };
         true
     }
 
@@ -114,6 +123,12 @@ impl Registration {
     }
 
     pub(super) fn reconnected(&mut self, now: Timestamp, jitter: &mut Jitter) {
-        self.due = self.due.min(now.after(jitter.up_to(RECONNECT_SPREAD)));
+        self.due = self.due.min(now.after(jitter.up_to(SPREAD)));
+    }
+
+    /// What was said last is no longer so.
+    pub(super) fn standing_changed(&mut self, now: Timestamp, jitter: &mut Jitter) {
+        self.outdated = self.asked.is_some();
+        self.due = self.due.min(now.after(jitter.up_to(SPREAD)));
     }
 }

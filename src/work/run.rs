@@ -11,14 +11,14 @@ mod outbox;
 mod pulling;
 mod registering;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Subject, Subscriber};
 use futures::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::clock::Clock;
@@ -35,7 +35,7 @@ use crate::bus::Bus;
 use crate::bus::pull::{Answer, Delivery, PullTimes};
 use crate::domain::failure::Failure;
 use crate::domain::name::NodeName;
-use crate::domain::node::{DEFAULT_CAPACITY, MAX_CAPACITY};
+use crate::domain::node::{DEFAULT_CAPACITY, MAX_CAPACITY, NodeStanding};
 use crate::image::{Runtime, RuntimeInfo};
 use crate::wire::event::PullState;
 use crate::wire::subject::PullKey;
@@ -46,12 +46,12 @@ use crate::wire::worker::{ACK_WAIT_SECONDS, Heartbeat, Revocation};
 const MAX_ARRIVED: usize = 256;
 
 /// What a worker needs to know.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct WorkerSettings {
     /// The node it works for.
     pub node: NodeName,
-    /// The node's labels, for selectors.
-    pub labels: BTreeMap<String, String>,
+    /// The node's labels, and whether it takes new pulls; the dispatcher hears of every change.
+    pub standing: watch::Receiver<NodeStanding>,
     /// Pulls at once, 1 to [`MAX_CAPACITY`]; anything else is brought into that range.
     pub capacity: u32,
     /// How long pulls may go on after a stop was asked for.
@@ -68,13 +68,19 @@ impl WorkerSettings {
     pub fn new(node: NodeName) -> Self {
         Self {
             node,
-            labels: BTreeMap::new(),
+            standing: fixed(NodeStanding::default()),
             capacity: DEFAULT_CAPACITY,
             grace: DEFAULT_GRACE,
             ack_wait: Duration::from_secs(ACK_WAIT_SECONDS),
             pull_times: PullTimes::default(),
         }
     }
+}
+
+/// A standing that does not change.
+#[must_use]
+pub fn fixed(standing: NodeStanding) -> watch::Receiver<NodeStanding> {
+    watch::channel(standing).1
 }
 
 /// Why a worker could not begin.
@@ -163,6 +169,7 @@ struct Shell {
     outbox: Outbox,
     fetching: Fetching,
     registering: Registering,
+    standing: watch::Receiver<NodeStanding>,
     pulling: Pulling,
     /// Where each unanswered delivery is answered.
     replies: HashMap<DeliveryToken, Subject>,
@@ -205,6 +212,7 @@ impl Shell {
             observer,
             fetching: Fetching::start(&bus, settings.pull_times, arrivals),
             registering,
+            standing: settings.standing.clone(),
             _pulls_end_with_us: pulling.drop_guard(),
             pulling,
             outbox,
@@ -223,7 +231,9 @@ impl Shell {
         mut revocations: Subscriber,
         shutdown: CancellationToken,
     ) {
-        let (mut listening, mut stopping) = (true, false);
+        let (mut listening, mut following, mut stopping) = (true, true, false);
+        // The first registration reads it after this.
+        self.standing.mark_unchanged();
         self.step(Input::Tick);
         while !self.drained {
             self.look_for_reconnect();
@@ -238,6 +248,10 @@ impl Shell {
                         None
                     }
                 },
+                changed = self.standing.changed(), if following => {
+                    following = changed.is_ok();
+                    following.then_some(Input::StandingChanged)
+                }
                 () = shutdown.cancelled(), if !stopping => {
                     stopping = true;
                     self.journal.stops(self.state.slots_taken());

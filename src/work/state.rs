@@ -181,6 +181,9 @@ impl WorkerState {
                 self.outstanding = 0;
                 self.registration.reconnected(now, &mut self.jitter);
             }
+            Input::StandingChanged => {
+                self.registration.standing_changed(now, &mut self.jitter);
+            }
             Input::Stop => self.stop(now, effects),
             Input::Tick => {}
         }

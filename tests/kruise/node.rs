@@ -7,7 +7,7 @@ use prewarm::domain::failure::FailureKind;
 use prewarm::domain::image::Platform;
 use prewarm::domain::job::ImagePullPolicy;
 use prewarm::domain::name::NodeName;
-use prewarm::domain::node::NodeFacts;
+use prewarm::domain::node::{NodeFacts, NodeStanding};
 use prewarm::domain::progress::PullProgress;
 use prewarm::domain::time::Timestamp;
 use prewarm::image::simulated::{Simulated, SimulatedConfig};
@@ -17,7 +17,7 @@ use prewarm::wire::record::{NodePresence, NodeRecord};
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::task::PullTask;
 use prewarm::wire::worker::{Registration, RegistrationReply};
-use prewarm::work::run::{WorkerError, WorkerSettings, run};
+use prewarm::work::run::{WorkerError, WorkerSettings, fixed, run};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -44,7 +44,7 @@ impl Setup {
     }
 
     pub(crate) fn labels(mut self, labels: &[Label<'_>]) -> Self {
-        self.settings.labels = owned(labels);
+        self.settings.standing = fixed(NodeStanding::labelled(owned(labels)));
         self
     }
 
@@ -256,6 +256,7 @@ impl Cell {
 
 fn facts(labels: &[Label<'_>]) -> NodeFacts {
     NodeFacts {
+        waiting: None,
         labels: owned(labels),
         platform: Platform::host(),
         runtime: "none".to_owned(),

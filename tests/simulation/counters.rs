@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What has to happen at least once in a default run.
-pub const SOMETIMES: [&str; 52] = [
+pub const SOMETIMES: [&str; 53] = [
     "a consumer began behind the newest task",
     "a consumer was lost",
     "a dispatcher crashed between two effects",
@@ -29,6 +29,7 @@ pub const SOMETIMES: [&str; 52] = [
     "a node joined while a job ran",
     "a node left with active pulls",
     "a node returned",
+    "a node with active pulls was held",
     "a node with active pulls was relabelled",
     "a pull met a registry that was down",
     "a pull took too long",

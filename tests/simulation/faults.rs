@@ -74,6 +74,12 @@ pub enum Action {
         zone: &'static str,
         capacity: u32,
     },
+    /// A running worker's node gets another label, and takes no new pulls for a while.
+    Hold {
+        node: usize,
+        pool: &'static str,
+        lasts: Millis,
+    },
     Disconnect {
         who: Target,
         down: Millis,
@@ -349,7 +355,7 @@ impl Planner<'_> {
         let who = self.anybody();
         let short = self.rng.range(100, 8_000);
         let long = self.rng.range(1_000, 90_000);
-        match self.rng.below(28) {
+        match self.rng.below(29) {
             0..=4 => {
                 let after = self.rng.percent(70).then(|| self.small(0, 12));
                 Action::Crash {
@@ -406,6 +412,11 @@ impl Planner<'_> {
                 pool: self.rng.pick(&POOLS),
                 zone: self.rng.pick(&ZONES),
                 capacity: self.small(1, 4),
+            },
+            26 => Action::Hold {
+                node: self.rng.below(self.nodes),
+                pool: self.rng.pick(&POOLS),
+                lasts: long,
             },
             _ => Action::MoveTag(self.rng.pick(&IMAGES).parse().expect("a reference")),
         }

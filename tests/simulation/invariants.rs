@@ -107,6 +107,12 @@ impl Checks {
         let of_node = self
             .unfinished(broker)
             .filter(|other| other.node == task.node);
+        if let Some(why) = nodes
+            .get(&task.node)
+            .and_then(|facts| facts.waiting.as_ref())
+        {
+            return Err(format!("{} is {why} and was released to", task.node));
+        }
         let capacity = nodes.get(&task.node).map_or(0, |facts| facts.capacity);
         let room = capacity + DEFAULT_LOOKAHEAD;
         at_most(

@@ -81,6 +81,7 @@ impl World {
                 process.facts.capacity = capacity;
                 return self.stop(Who::Worker(node), 100);
             }
+            Action::Hold { node, pool, lasts } => self.hold(node, pool, now + lasts),
             Action::Disconnect { who, down } => {
                 if let Some(life) = self.life(to(self, who)) {
                     self.disconnect(life, now + down);
@@ -144,6 +145,30 @@ impl World {
         Ok(())
     }
 
+    /// The node of a running worker has another label, and takes no new pulls until then.
+    fn hold(&mut self, node: usize, pool: &str, until: u64) {
+        let Some(process) = self.workers.get_mut(node) else {
+            return;
+        };
+        let labels = &mut process.facts.labels;
+        labels.insert("pool".to_owned(), pool.to_owned());
+        process.facts.waiting = Some("cordoned".to_owned());
+        let to = process.life();
+        self.net.at(self.net.now, Event::StandingChanged { to });
+        self.net.at(until, Event::TakesPulls(node));
+    }
+
+    /// The node takes new pulls again.
+    pub fn takes_pulls(&mut self, node: usize) {
+        let Some(process) = self.workers.get_mut(node) else {
+            return;
+        };
+        if process.facts.waiting.take().is_some() {
+            let to = process.life();
+            self.net.at(self.net.now, Event::StandingChanged { to });
+        }
+    }
+
     fn freeze(&mut self, who: Who, until: u64) {
         match who {
             Who::Dispatcher(index) => self.dispatchers[index].frozen_until = until,
@@ -171,8 +196,9 @@ impl World {
             self.dispatchers[index].crash_at = None;
             self.begin_process(Who::Dispatcher(index))?;
         }
-        for process in &mut self.workers {
-            process.crash_after = None;
+        for node in 0..self.workers.len() {
+            self.workers[node].crash_after = None;
+            self.takes_pulls(node);
         }
         Ok(())
     }

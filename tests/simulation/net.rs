@@ -185,6 +185,11 @@ pub enum Event {
     Reconnected {
         to: Life,
     },
+    StandingChanged {
+        to: Life,
+    },
+    /// A node that was held takes new pulls again.
+    TakesPulls(usize),
     /// A consumer may have something to send.
     ConsumerDue {
         stream: &'static str,

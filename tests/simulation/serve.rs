@@ -166,6 +166,11 @@ impl World {
                         counters.bump("a node returned");
                     }
                     (NodePresence::Present, NodePresence::Present)
+                        if works && after.facts.waiting.is_some() =>
+                    {
+                        counters.bump("a node with active pulls was held");
+                    }
+                    (NodePresence::Present, NodePresence::Present)
                         if works && before.facts.labels != after.facts.labels =>
                     {
                         counters.bump("a node with active pulls was relabelled");
@@ -190,9 +195,13 @@ impl World {
                 let known = self.leader().map(|leader| leader.state.view().nodes);
                 for (name, record) in known.unwrap_or_default() {
                     let mut facts = record.facts;
-                    // What was decided before the node came back smaller is released after it.
-                    let recorded = nodes.get(&name).map_or(0, |facts| facts.capacity);
-                    facts.capacity = facts.capacity.max(recorded);
+                    // What was decided before the node came back smaller, or held, is released after it.
+                    let recorded = nodes.get(&name);
+                    let capacity = recorded.map_or(0, |facts| facts.capacity);
+                    facts.capacity = facts.capacity.max(capacity);
+                    facts.waiting = recorded
+                        .and_then(|facts| facts.waiting.clone())
+                        .and(facts.waiting);
                     nodes.insert(name, facts);
                 }
                 if let Some(digest) = &task.digest

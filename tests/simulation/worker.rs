@@ -491,4 +491,8 @@ impl WorkerProcess {
         self.reset_fetches(net);
         self.step(net, Input::Reconnected)
     }
+
+    pub fn standing_changed(&mut self, net: &mut Net) -> Step {
+        self.step(net, Input::StandingChanged)
+    }
 }

@@ -82,6 +82,7 @@ impl World {
             disk_total_bytes: 1,
             disk_free_bytes: 1,
             version: "0".to_owned(),
+            waiting: None,
         };
         let nodes = plan.nodes.iter().enumerate();
         let workers = nodes
@@ -180,6 +181,10 @@ impl World {
                 Ok(())
             }
             Event::Begin(who) => self.begin_process(who),
+            Event::TakesPulls(node) => {
+                self.takes_pulls(node);
+                Ok(())
+            }
             Event::Planned(index) => {
                 let action = self.plan.actions[index].action.clone();
                 self.act(action)
@@ -192,6 +197,7 @@ impl World {
             | Event::Follow { to }
             | Event::Resolved { to, .. }
             | Event::ImagePulled { to, .. }
+            | Event::StandingChanged { to }
             | Event::Reconnected { to } => self.hand_to_process(to, event),
         }
     }
@@ -253,6 +259,7 @@ impl World {
                 timer: TimerKind::State,
                 ..
             } => process.tick(net),
+            Event::StandingChanged { .. } => process.standing_changed(net),
             Event::Reconnected { .. } => process.reconnected(net),
             Event::Delivered { pull, delivery, .. } => process.delivered(net, pull, delivery),
             Event::PullOver {

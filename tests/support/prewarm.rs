@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
+use super::kubernetes::KubernetesApi;
 use super::parts;
 use super::process::Process;
 use super::wait::{eventually, within};
@@ -90,6 +91,39 @@ impl Prewarm {
     /// Run by this command, which is a whole one with its own environment and starts the program in its own way.
     #[must_use]
     pub fn by(mut self, command: Command) -> Self {
+        self.command = command;
+        self
+    }
+
+    /// As in a pod that reaches this API server, with the files of a service account where kubelet mounts them.
+    #[must_use]
+    pub fn in_a_pod(self, api: &KubernetesApi) -> Self {
+        const SCRIPT: &str = r#"
+            mount -t tmpfs pod /var/run
+            mkdir -p /var/run/secrets/kubernetes.io
+            ln -s "$1" /var/run/secrets/kubernetes.io/serviceaccount
+            shift; exec "$@""#;
+        self.env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .env("KUBERNETES_SERVICE_PORT", api.port().to_string())
+            .with_mounts(SCRIPT, &[api.service_account().as_os_str()])
+    }
+
+    /// In a mount namespace of its own, by a script that gets these arguments and then the call.
+    fn with_mounts(mut self, script: &str, args: &[&std::ffi::OsStr]) -> Self {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation", "private", "sh", "-euc"])
+            .args([script, "sh"])
+            .args(args)
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .current_dir(self.home.path())
+            .env_clear();
+        for (name, value) in self.command.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
         self.command = command;
         self
     }

@@ -6,13 +6,14 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::AccountErrorKind;
 use serde::Deserialize;
 
-use super::{Finding, Report, Verdict};
+use super::{Finding, Report, Verdict, node};
 use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_once};
 use crate::bus::topology::{self, TopologySettings};
 use crate::cli::exit::Failure;
 use crate::cli::journal::{self, From, Journal};
 use crate::cli::text;
+use crate::domain::name::NodeName;
 
 /// The oldest generation that is supported.
 const OLDEST: (u32, u32) = (2, 10);
@@ -28,6 +29,7 @@ const GLOBAL_ACCOUNT: &str = "$G";
 /// Looks at everything about the broker that can be seen from here.
 pub(super) async fn look(
     settings: &ConnectSettings,
+    node: Option<&NodeName>,
     report: Report<'_>,
 ) -> Result<Verdict, Failure> {
     let places = settings.places();
@@ -40,14 +42,24 @@ pub(super) async fn look(
             return Ok(Verdict::Bad);
         }
     };
+    let version = version(&places, &bus.client.server_info().version);
+    report(&version)?;
+    let of_account = look_at_account(&bus, &mut *report).await?;
+    let of_node = match node {
+        Some(node) => node::look(settings, node, report).await?,
+        None => Verdict::Good,
+    };
+    Ok(version.verdict.max(of_account).max(of_node))
+}
+
+async fn look_at_account(bus: &Bus, report: Report<'_>) -> Result<Verdict, Failure> {
     let mut worst = Verdict::Good;
     let mut tell = |finding: Finding| {
         worst = worst.max(finding.verdict);
         report(&finding)
     };
-    tell(version(&places, &bus.client.server_info().version))?;
-    let account = identity(&bus).await;
-    let jetstream = jetstream(&bus).await;
+    let account = identity(bus).await;
+    let jetstream = jetstream(bus).await;
     if jetstream == JetStream::NotForUs {
         tell(worker_account(account.as_deref()))?;
         return Ok(worst);
@@ -55,11 +67,11 @@ pub(super) async fn look(
     tell(jetstream.finding())?;
     tell(control_account(account.as_deref()))?;
     if let JetStream::Usable(_) = jetstream {
-        let set_up = set_up(&bus).await;
+        let set_up = set_up(bus).await;
         let is_set_up = set_up.verdict == Verdict::Good;
         tell(set_up)?;
         if is_set_up {
-            tell(dispatcher(&bus).await)?;
+            tell(dispatcher(bus).await)?;
         }
     }
     Ok(worst)

@@ -1,6 +1,7 @@
 //! `check`: broker, dispatcher, containerd, registries and permissions, each with what to do about it.
 
 mod broker;
+mod node;
 mod runtime;
 
 use std::fmt::Write as _;
@@ -12,8 +13,12 @@ use super::output::print;
 use super::roles;
 use super::settings::registry::home;
 use crate::domain::image::ImageRef;
+use crate::domain::name::NodeName;
 use crate::image::containerd::{Containerd, ContainerdConfig, PullLimits};
 use crate::image::size::DiskReserve;
+use crate::kubernetes::follow;
+use crate::kubernetes::pod::Pod;
+use crate::kubernetes::standing::Choices;
 use crate::telemetry::colour_is_welcome;
 use crate::work::run::WorkerError;
 
@@ -78,6 +83,10 @@ pub async fn run(invocation: &Invocation, args: &CheckArgs) -> Result<(), Failur
     let mut check = invocation.check();
     let broker = invocation.broker(&mut check);
     let containerd = args.containerd.check(&mut check);
+    let pod = Pod::look();
+    let kubernetes = args.kubernetes.check(pod.as_ref(), &mut check).flatten();
+    let of_pod = kubernetes.and_then(|(_, pod)| pod.node.as_deref());
+    let node: Option<NodeName> = check.parsed("node", args.node.as_deref().or(of_pod));
     let registries = args.registries.check(home(), &mut check);
     let mut images = Vec::new();
     for image in &args.image {
@@ -97,7 +106,16 @@ pub async fn run(invocation: &Invocation, args: &CheckArgs) -> Result<(), Failur
     let (broker, containerd) = check.done(broker.zip(containerd))?;
 
     let registry = roles::registry(registries);
-    let mut worst = broker::look(&broker, &mut report).await?;
+    let broker = match &node {
+        Some(node) => roles::for_node(broker, node),
+        None => broker,
+    };
+    let mut worst = broker::look(&broker, node.as_ref(), &mut report).await?;
+    if let (Some(node), Some((choices, _))) = (&node, kubernetes) {
+        let finding = look_at_kubernetes(node, choices).await;
+        worst = worst.max(finding.verdict);
+        report(&finding)?;
+    }
     if look_at_runtime {
         let config = ContainerdConfig {
             address: containerd.address.clone(),
@@ -153,6 +171,30 @@ async fn look_at_image(registry: &crate::image::registry::Registry, image: &Imag
             "registry",
             format!("{image}: {failure}"),
             "check the name, hosts.toml in --registry-config-dir, and the credentials in --docker-config",
+        ),
+    }
+}
+
+/// A worker takes no pulls before it knows its node.
+async fn look_at_kubernetes(node: &NodeName, choices: Choices) -> Finding {
+    match follow::look(node).await {
+        Ok(status) => {
+            let found = format!("node {node} is {status}");
+            match status.waiting(choices) {
+                None => Finding::good("kubernetes", found),
+                Some(why) => Finding::warning(
+                    "kubernetes",
+                    format!("{found}: nothing new is released to it"),
+                    format!(
+                        "it is {why}, and waits for that to end (when-cordoned, when-not-ready)"
+                    ),
+                ),
+            }
+        }
+        Err(untold) => Finding::bad(
+            "kubernetes",
+            format!("nothing is known of node {node}: {}", untold.reason),
+            untold.advice,
         ),
     }
 }

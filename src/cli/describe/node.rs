@@ -44,6 +44,9 @@ pub(super) fn text(record: &NodeRecord, pulls: &NodePulls, now: Timestamp) -> St
         "Status",
         format!("{presence} for {}", text::age(now.since(record.since))),
     );
+    if let Some(why) = &facts.waiting {
+        out.field("Waits", format!("nothing new is released to it: {why}"));
+    }
     out.field("Runtime", format!("{}, {}", facts.runtime, facts.platform));
     out.field(
         "Capacity",

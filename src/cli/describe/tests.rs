@@ -159,6 +159,39 @@ fn it_says_what_it_waits_for() {
     assert_eq!(waits(images, status("Completed"), &[]), "");
 }
 
+fn held(name: &str, presence: &str) -> NodeRecord {
+    let mut record = node_record(name, presence);
+    record.facts.waiting = Some("cordoned in Kubernetes".to_owned());
+    record
+}
+
+#[test]
+fn it_says_which_nodes_take_no_new_pulls_and_why() {
+    let nodes = [
+        held("n1", "Present"),
+        held("n2", "Present"),
+        held("n3", "Absent"),
+        node_record("n4", "Present"),
+    ];
+    let status = |pending: u32| {
+        json!({"phase": "Running", "round": 1,
+        "counts": {"desired": 4, "pending": pending, "active": 4 - pending, "succeeded": 0, "failed": 0, "cancelled": 0},
+        "nodes": {"desired": 4, "succeeded": 0, "failed": 0}})
+    };
+    let text = |pending| {
+        let record = record(json!({"images": ["a"]}), status(pending));
+        job::text(&record, &nodes, &RunFacts::default(), at(1))
+    };
+    let line = "2 nodes to take pulls again, cordoned in Kubernetes: n1, n2\n";
+    assert!(text(3).contains(line), "{}", text(3));
+    assert!(!text(0).contains("cordoned"), "{}", text(0));
+    let node = node::text(&nodes[0], &NodePulls::default(), at(60));
+    assert!(
+        node.contains("Waits:        nothing new is released to it: cordoned in Kubernetes\n"),
+        "{node}"
+    );
+}
+
 #[test]
 fn failures_are_told_from_the_record_when_the_events_are_gone() {
     let text = job::text(&running(), &[], &RunFacts::default(), at(1));

@@ -1,5 +1,7 @@
 //! What an unfinished job waits for, in sentences.
 
+use std::collections::BTreeMap;
+
 use crate::cli::text;
 use crate::domain::failure::FailureKind;
 use crate::domain::job::Amount;
@@ -61,11 +63,31 @@ pub(super) fn waits(
             text::some_of(&absent, NAMES_SHOWN)
         ));
     }
+    waits.extend(held(&matching, record));
     waits.extend(retries(facts, now));
     if status.phase == JobPhase::Idle {
         waits.push("the next round, or a node that joins".to_owned());
     }
     waits
+}
+
+/// One sentence for each reason that nodes take no new pulls for.
+fn held(matching: &[&NodeRecord], record: &JobRecord) -> Vec<String> {
+    if record.status.counts.pending == 0 {
+        return Vec::new();
+    }
+    let mut by_reason: BTreeMap<&str, Vec<&NodeName>> = BTreeMap::new();
+    for node in matching {
+        if let (Some(why), NodePresence::Present) = (&node.facts.waiting, node.presence) {
+            by_reason.entry(why).or_default().push(&node.name);
+        }
+    }
+    let sentence = |(why, nodes): (&str, Vec<&NodeName>)| {
+        let count = text::count(nodes.len(), "node");
+        let names = text::some_of(&nodes, NAMES_SHOWN);
+        format!("{count} to take pulls again, {why}: {names}")
+    };
+    by_reason.into_iter().map(sentence).collect()
 }
 
 /// One sentence for each reason that pulls are tried again for.

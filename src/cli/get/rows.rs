@@ -116,9 +116,10 @@ impl Listed for NodeRecord {
     }
 
     fn row(&self, wide: bool, now: Timestamp) -> Vec<String> {
-        let status = match self.presence {
-            NodePresence::Present => "Present",
-            NodePresence::Absent => "Absent",
+        let status = match (self.presence, &self.facts.waiting) {
+            (NodePresence::Present, None) => "Present",
+            (NodePresence::Present, Some(_)) => "Waiting",
+            (NodePresence::Absent, _) => "Absent",
         };
         let mut row = vec![
             self.name.to_string(),

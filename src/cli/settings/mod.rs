@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod dispatcher;
 pub mod file;
+pub mod kubernetes;
 mod nats_context;
 pub mod registry;
 pub mod simulated;

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::kubernetes::KubernetesArgs;
 use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::selector::{check_label_key, check_label_value};
 use crate::image::size::{Bandwidth, ByteSize, DiskReserve};
+use crate::kubernetes::pod::Pod;
+use crate::kubernetes::standing::Choices;
 
 /// Least memory for pulls: a large layer's threads, and one part of it on its way.
 const MIN_MEMORY_LIMIT: ByteSize = ByteSize(32 << 20);
@@ -16,10 +19,10 @@ const MIN_MEMORY_LIMIT: ByteSize = ByteSize(32 << 20);
 #[derive(clap::Args, Clone, Default)]
 #[command(next_help_heading = "Node")]
 pub struct WorkerArgs {
-    /// The node's name [default: the host name]
+    /// The node's name [default: the host name; in a pod what its token says]
     #[arg(long, env = "PREWARM_NODE", value_name = "NAME")]
     pub node: Option<String>,
-    /// Labels for selectors: k=v,k=v
+    /// Labels for selectors: k=v,k=v; they outweigh those of Kubernetes
     #[arg(long, env = "PREWARM_LABELS", value_name = "LABELS")]
     pub labels: Option<String>,
     /// Pulls at once
@@ -68,6 +71,9 @@ pub struct WorkerArgs {
     /// Which containerd.
     #[command(flatten)]
     pub containerd: ContainerdArgs,
+    /// What Kubernetes says.
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
 }
 
 /// Which containerd, and what of it.
@@ -126,6 +132,8 @@ pub struct NodeSettings {
     pub node: NodeName,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether Kubernetes is asked for more, and what its answers mean for pulls.
+    pub kubernetes: Option<Choices>,
     /// Pulls at once.
     pub capacity: u32,
     /// How much of the images' disk stays free.
@@ -141,11 +149,18 @@ pub struct NodeSettings {
 }
 
 impl WorkerArgs {
-    /// Checks the settings; `host_name` is this machine's.
-    pub fn check(&self, host_name: &str, check: &mut Check<'_>) -> Option<NodeSettings> {
-        let node = match given(self.node.as_deref()) {
-            Some(name) => check.parsed("node", Some(name)),
-            None => self.node_of_host(host_name, check),
+    /// Checks the settings; `host_name` is this machine's, `pod` the one we run in.
+    pub fn check(
+        &self,
+        host_name: &str,
+        pod: Option<&Pod>,
+        check: &mut Check<'_>,
+    ) -> Option<NodeSettings> {
+        let kubernetes = self.kubernetes.check(pod, check);
+        let node = match (given(self.node.as_deref()), kubernetes) {
+            (Some(name), _) => check.parsed("node", Some(name)),
+            (None, Some(Some((_, pod)))) => Self::node_of_pod(pod, check),
+            (None, Some(None) | None) => Self::node_of_host(host_name, check),
         };
         let labels = labels("labels", given(self.labels.as_deref()), check);
         let capacity = check.number("capacity", Some(&self.capacity), (1, MAX_CAPACITY));
@@ -171,6 +186,7 @@ impl WorkerArgs {
         Some(NodeSettings {
             node: node?,
             labels,
+            kubernetes: kubernetes?.map(|(choices, _)| choices),
             capacity: capacity?,
             min_free_disk: min_free_disk?,
             bandwidth_limit: bandwidth_limit?,
@@ -192,8 +208,19 @@ impl WorkerArgs {
         None
     }
 
+    /// The host name would be the pod's.
+    fn node_of_pod(pod: &Pod, check: &mut Check<'_>) -> Option<NodeName> {
+        if pod.node.is_none() {
+            check.problem(
+                "node",
+                "the pod's token does not say on which node it is; set PREWARM_NODE from the field spec.nodeName",
+            );
+        }
+        check.parsed("node", pod.node.as_deref())
+    }
+
     /// A host name may have upper-case letters (RFC 1123, section 2.1); kubelet lowers them, too.
-    fn node_of_host(&self, host_name: &str, check: &mut Check<'_>) -> Option<NodeName> {
+    fn node_of_host(host_name: &str, check: &mut Check<'_>) -> Option<NodeName> {
         let name = host_name.to_ascii_lowercase();
         match name.parse() {
             Ok(name) => Some(name),
@@ -290,6 +317,11 @@ mod tests {
                 containerd_namespace: "k8s.io".to_owned(),
                 snapshotter: "overlayfs".to_owned(),
             },
+            kubernetes: KubernetesArgs {
+                kubernetes: "auto".to_owned(),
+                when_not_ready: "pull".to_owned(),
+                when_cordoned: "pull".to_owned(),
+            },
             ..WorkerArgs::default()
         }
     }
@@ -297,8 +329,62 @@ mod tests {
     fn checked(args: &WorkerArgs, host: &str) -> Result<NodeSettings, Vec<String>> {
         let sources = Sources::default();
         let mut check = Check::new(&sources);
-        let settings = args.check(host, &mut check);
+        let settings = args.check(host, None, &mut check);
         check.done(settings).map_err(|bad| bad.0)
+    }
+
+    fn in_a_pod(args: &WorkerArgs, node: Option<&str>) -> Result<NodeSettings, Vec<String>> {
+        let pod = Pod {
+            node: node.map(str::to_owned),
+        };
+        let sources = Sources::default();
+        let mut check = Check::new(&sources);
+        let settings = args.check("prewarm-worker-x7k2p", Some(&pod), &mut check);
+        check.done(settings).map_err(|bad| bad.0)
+    }
+
+    #[test]
+    fn in_a_pod_the_node_is_the_one_of_its_token_and_never_the_pods_host_name() {
+        let settings = in_a_pod(&args(), Some("node-1")).unwrap();
+        assert_eq!(settings.node.as_str(), "node-1");
+        assert!(settings.kubernetes.is_some());
+        let problems = in_a_pod(&args(), None).unwrap_err();
+        assert!(problems[0].contains("spec.nodeName"), "{problems:?}");
+        let named = WorkerArgs {
+            node: Some("node-2".to_owned()),
+            ..args()
+        };
+        assert_eq!(in_a_pod(&named, None).unwrap().node.as_str(), "node-2");
+    }
+
+    #[test]
+    fn kubernetes_is_asked_when_it_can_be_and_when_it_has_to_be() {
+        let asked = |when: &str, pod: bool| {
+            let mut args = args();
+            args.node = Some("n".to_owned());
+            args.kubernetes.kubernetes = when.to_owned();
+            let settings = if pod {
+                in_a_pod(&args, None)
+            } else {
+                checked(&args, "n")
+            };
+            settings.map(|settings| settings.kubernetes.is_some())
+        };
+        assert_eq!(asked("auto", true), Ok(true));
+        assert_eq!(asked("auto", false), Ok(false));
+        assert_eq!(asked("off", true), Ok(false));
+        assert_eq!(asked("on", true), Ok(true));
+        for (when, said) in [("on", "no worker in a pod"), ("always", "neither auto")] {
+            let problems = asked(when, false).unwrap_err();
+            assert!(problems[0].contains(said), "{problems:?}");
+        }
+        let mut args = args();
+        args.kubernetes.when_cordoned = "drain".to_owned();
+        let problems = checked(&args, "n").unwrap_err();
+        assert!(
+            problems[0].starts_with("--when-cordoned: \"drain\" is neither pull nor wait"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -15,8 +15,9 @@ use super::{Invocation, signals, text};
 use crate::bus::connect::ConnectSettings;
 use crate::bus::topology;
 use crate::dispatch::run::{DispatcherError, DispatcherSettings};
+use crate::domain::node::NodeStanding;
 use crate::image::Runtime;
-use crate::work::run::{WorkerError, WorkerSettings};
+use crate::work::run::{WorkerError, WorkerSettings, fixed};
 use broker::Broker;
 
 /// `prewarm up`.
@@ -31,7 +32,7 @@ pub async fn run(invocation: &Invocation, args: UpArgs) -> Result<(), Failure> {
     let mut check = invocation.check();
     let broker = invocation.broker(&mut check);
     let settings = roles::dispatcher_settings(&dispatcher, &mut check);
-    let node = roles::node(&args.worker, &mut check);
+    let node = roles::node(&args.worker, None, &mut check);
     let named = args.worker.worker.node.is_some();
     if let Some(node) = &node
         && args.nodes > 1
@@ -105,7 +106,8 @@ async fn workers(nodes: &[Node]) -> Result<Vec<(Runtime, WorkerSettings)>, Failu
             );
             return Err(failure.advise(advice));
         }
-        workers.push((runtime, node.settings()));
+        let standing = fixed(NodeStanding::labelled(node.node.labels.clone()));
+        workers.push((runtime, node.settings(standing)));
     }
     Ok(workers)
 }

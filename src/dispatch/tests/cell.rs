@@ -236,6 +236,7 @@ impl Cell {
     pub(super) fn join_with(&mut self, name: &str, labels: &[(&str, &str)], capacity: u32) {
         let label = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let facts = NodeFacts {
+            waiting: None,
             labels: labels.iter().map(label).collect(),
             platform: "linux/amd64".parse().unwrap(),
             runtime: "simulated 1".to_owned(),
@@ -245,6 +246,14 @@ impl Cell {
             version: "0.1.0".to_owned(),
         };
         self.workers.insert(node(name), facts);
+        self.register(name, false);
+    }
+
+    /// The node's worker says that it waits, and why, or that it takes new pulls again.
+    pub(super) fn hold(&mut self, name: &str, why: Option<&str>) {
+        if let Some(facts) = self.workers.get_mut(&node(name)) {
+            facts.waiting = why.map(str::to_owned);
+        }
         self.register(name, false);
     }
 

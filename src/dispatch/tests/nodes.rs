@@ -114,6 +114,41 @@ fn a_node_that_was_only_silent_is_back_with_its_next_heartbeat() {
 }
 
 #[test]
+fn a_node_that_waits_gets_nothing_new_and_goes_on_with_what_it_has() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.submit("base", |_| {});
+    assert_eq!(cell.active("base").len(), 2);
+    cell.hold("a", Some("cordoned"));
+    assert_eq!(cell.active("base").len(), 2, "as pods on a cordoned node");
+    cell.submit("more", |_| {});
+    assert_eq!(cell.active("more"), ["b/library/app"]);
+    cell.succeed("base", "a", "app:1");
+    cell.succeed("base", "b", "app:1");
+    assert_eq!(cell.record("base").status.outcome, Some(Outcome::Succeeded));
+    cell.succeed("more", "b", "app:1");
+    assert_eq!(cell.record("more").status.outcome, None, "it waits");
+    cell.advance(600);
+    assert_eq!(cell.record("more").status.outcome, None, "it is not absent");
+    cell.hold("a", None);
+    assert_eq!(cell.active("more"), ["a/library/app"]);
+    cell.succeed("more", "a", "app:1");
+    assert_eq!(cell.record("more").status.outcome, Some(Outcome::Succeeded));
+}
+
+#[test]
+fn a_node_that_waits_is_given_up_when_it_is_gone_as_any_other() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.hold("a", Some("cordoned"));
+    cell.submit("base", |_| {});
+    cell.succeed("base", "b", "app:1");
+    cell.leave("a");
+    cell.advance(300);
+    let status = cell.record("base").status;
+    assert_eq!(status.outcome, Some(Outcome::PartiallyFailed));
+    assert_eq!(status.failures[0].kind, FailureKind::NodeAbsent);
+}
+
+#[test]
 fn a_result_from_a_node_that_seems_gone_counts() {
     let mut cell = Cell::of_nodes(&["a", "b"]);
     cell.submit("base", |_| {});

@@ -1,15 +1,14 @@
 //! Announcing the node to whoever dispatches.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{Arrived, WorkerSettings};
 use crate::bus::{Bus, REQUEST_TIMEOUT};
-use crate::domain::node::NodeFacts;
+use crate::domain::node::{NodeFacts, NodeStanding};
 use crate::image::{Runtime, RuntimeInfo};
 use crate::wire::worker::{Registration, RegistrationReply};
 use crate::work::effect::ConsumerName;
@@ -24,7 +23,7 @@ pub(super) struct Registering {
     runtime: Runtime,
     subject: String,
     instance: String,
-    labels: BTreeMap<String, String>,
+    standing: watch::Receiver<NodeStanding>,
     capacity: u32,
     /// What the runtime said last.
     info: Arc<Mutex<RuntimeInfo>>,
@@ -45,7 +44,7 @@ impl Registering {
             runtime: runtime.clone(),
             subject: bus.subjects.worker(&settings.node),
             instance,
-            labels: settings.labels.clone(),
+            standing: settings.standing.clone(),
             capacity: settings.capacity,
             info: Arc::new(Mutex::new(info)),
             arrivals,
@@ -69,14 +68,16 @@ impl Registering {
         if let Some(fresh) = fresh {
             *last = fresh;
         }
+        let standing = self.standing.borrow().clone();
         NodeFacts {
-            labels: self.labels.clone(),
+            labels: standing.labels,
             platform: last.platform.clone(),
             runtime: format!("{} {}", last.name, last.version),
             capacity: self.capacity,
             disk_total_bytes: last.disk_total,
             disk_free_bytes: last.disk_free,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            waiting: standing.waiting,
         }
     }
 

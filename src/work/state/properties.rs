@@ -44,6 +44,7 @@ enum Step {
     },
     ConsumerLost,
     Reconnected,
+    StandingChanged,
     Stop,
     Wait(u16),
     WaitForDeadline,
@@ -69,6 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(undelivered, refused)| Step::FetchEnds { undelivered, refused }),
         1 => Just(Step::ConsumerLost),
         1 => Just(Step::Reconnected),
+        1 => Just(Step::StandingChanged),
         1 => proptest::bool::weighted(0.1).prop_map(|stop| if stop { Step::Stop } else { Step::Wait(0) }),
         5 => any::<u16>().prop_map(Step::Wait),
         5 => Just(Step::WaitForDeadline),
@@ -194,6 +196,7 @@ impl World {
             },
             Step::ConsumerLost => Input::ConsumerLost,
             Step::Reconnected => Input::Reconnected,
+            Step::StandingChanged => Input::StandingChanged,
             Step::Stop => Input::Stop,
             Step::Wait(millis) => {
                 self.now = self.now.after(Duration::from_millis(millis.into()));

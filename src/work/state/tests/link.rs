@@ -137,6 +137,31 @@ fn a_registered_worker_announces_itself_from_time_to_time_and_after_a_reconnect(
 }
 
 #[test]
+fn a_node_that_changed_is_announced_again_and_once_more_if_it_changed_meanwhile() {
+    let mut worker = Worker::new(1);
+    let register = Effect::Register {
+        consumer_lost: false,
+    };
+    let before = worker.now;
+    worker.input(Input::StandingChanged);
+    assert_eq!(
+        worker.wait_for(DeadlineReason::Register),
+        vec![register.clone()]
+    );
+    assert!(worker.now.since(before) <= Duration::from_secs(1));
+    assert_eq!(
+        worker.input(Input::StandingChanged),
+        [],
+        "a request is open"
+    );
+    assert_eq!(worker.input(Input::Registered(consumer())), [register]);
+    worker.input(Input::Registered(consumer()));
+    let before = worker.now;
+    worker.wait_for(DeadlineReason::Register);
+    assert!(worker.now.since(before) >= REGISTER_EVERY * 9 / 10);
+}
+
+#[test]
 fn a_consumer_of_another_name_is_asked_afresh() {
     let mut worker = Worker::new(2);
     worker.wait_for(DeadlineReason::Register);
