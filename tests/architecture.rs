@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 26] = [
+const PURE: [&str; 28] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -38,6 +38,7 @@ const PURE: [&str; 26] = [
     "dispatch/state.rs",
     "dispatch/timers.rs",
     "image/containerd/engine.rs",
+    "image/containerd/pinned.rs",
     "image/cri/failure.rs",
     "image/cri/snapshotters.rs",
     "simulate/figures.rs",
@@ -46,6 +47,7 @@ const PURE: [&str; 26] = [
     "webhook/auth.rs",
     "webhook/oidc.rs",
     "webhook/source",
+    "work/pins.rs",
     "work/state",
 ];
 

@@ -232,7 +232,7 @@ async fn a_pin_and_labels_are_seen_by_cri_and_a_later_pull_adds_them() {
         .await;
     node.pull(&request(&pushed.by_tag)).await.unwrap();
     let mut pinned = request(&pushed.by_tag);
-    pinned.pin = true;
+    pinned.pin = Some(super::pinned::pin("a-1", 1));
     pinned
         .labels
         .insert("dev.example/team".to_owned(), "infra".to_owned());

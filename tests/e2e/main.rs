@@ -11,6 +11,7 @@ mod support;
 mod cell;
 mod crashes;
 mod failures;
+mod pinned;
 mod pod;
 mod pushed;
 mod restored;

@@ -21,6 +21,8 @@ mod meter;
 mod names;
 mod native;
 mod parts;
+mod pinned;
+mod pins;
 mod plan;
 mod presence;
 mod pull;
@@ -40,6 +42,7 @@ use self::engine::Choice;
 use self::flights::Flights;
 use self::lease::HeldLeases;
 use self::memory::Memory;
+use self::pins::Pins;
 use self::snapshotters::{Known, Snapshotters};
 use self::throttle::Throttle;
 use super::cri::Cri;
@@ -48,6 +51,7 @@ use super::size::{Bandwidth, ByteSize, DiskReserve};
 use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Platform;
+use crate::domain::pin::Pin;
 
 /// How to reach containerd and what to do there.
 #[derive(Clone, Debug)]
@@ -101,6 +105,7 @@ struct Shared {
     blobs: Flights,
     snapshots: Flights,
     leases: HeldLeases,
+    pins: Pins,
     memory: Memory,
     throttle: Option<Throttle>,
     sync_filesystem: bool,
@@ -137,6 +142,7 @@ impl Containerd {
                 .map(|Bandwidth(ByteSize(rate))| Throttle::new(rate)),
             sync_filesystem: config.limits.sync_filesystem,
             leases: HeldLeases::default(),
+            pins: Pins::default(),
         })))
     }
 
@@ -181,6 +187,23 @@ impl Containerd {
             .skip(1)
             .map(ToOwned::to_owned)
             .collect())
+    }
+
+    /// The pins that pulls have set here and nobody has taken back; none of a runtime that offers CRI alone.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer.
+    pub async fn pins(&self) -> Result<Vec<Pin>, Failure> {
+        pins::all(&self.0.client).await
+    }
+
+    /// Takes pins back, those of the same and of earlier generations. CRI's label goes with the last pin, if it was a
+    /// pin that set it.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer; some may be taken back then.
+    pub async fn unpin(&self, pins: &[Pin]) -> Result<(), Failure> {
+        self.0.pins.take_back(&self.0.client, pins).await
     }
 
     /// Puts the image into containerd, or finds that it is there.

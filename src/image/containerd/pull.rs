@@ -90,6 +90,7 @@ pub(super) async fn run(
             if let Err(status) = crashed.await {
                 tracing::debug!(%status, "leases of crashed pulls were not ended; they end by themselves");
             }
+            stop.or(pin(shared, &request, &present.names)).await.0?;
             return Ok(PullReport {
                 digest: present.digest,
                 already_present: true,
@@ -122,6 +123,14 @@ pub(super) async fn run(
     workers.wait().await;
     lease.end(ending).await;
     done
+}
+
+/// Pins the image that has these names, if that is asked for.
+async fn pin(shared: &Shared, request: &PullRequest, names: &[String]) -> Result<(), Failure> {
+    match &request.pin {
+        Some(pin) => shared.pins.set(&shared.client, pin, names).await,
+        None => Ok(()),
+    }
 }
 
 /// A pull into a runtime that offers CRI and nothing else.
@@ -296,6 +305,7 @@ impl Pull<'_> {
         for name in &names {
             names::set(&self.lease.client, name, image.target(), &labels).await?;
         }
+        pin(self.shared, request, &names).await?;
         if let (Some(config), Some(last)) = (config, names.last()) {
             seen::wait_until_seen(&self.lease.client, last, config).await;
         }

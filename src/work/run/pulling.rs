@@ -11,6 +11,7 @@ use super::Arrived;
 use super::outbox::Outbox;
 use crate::bus::Bus;
 use crate::domain::failure::{Failure, FailureKind};
+use crate::domain::pin::Pin;
 use crate::domain::progress::PullProgress;
 use crate::image::{PullReport, PullRequest, Runtime};
 use crate::wire::event::{PullResult, TaskEvent};
@@ -156,7 +157,11 @@ fn request(task: &PullTask) -> PullRequest {
         policy: task.image_pull_policy,
         platform: task.platform.clone(),
         pull_secrets: task.pull_secrets.clone(),
-        pin: task.pin,
+        pin: task.pin.then(|| Pin {
+            uid: task.run.uid.clone(),
+            image: task.image.token(),
+            generation: task.run.generation,
+        }),
         unpack: task.unpack,
         labels: task.labels.clone(),
     }
