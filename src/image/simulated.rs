@@ -208,7 +208,9 @@ impl Simulated {
     /// Takes pins back, those of the same and of earlier generations.
     pub fn unpin(&self, pins: &[Pin]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.pins.retain(|held| !pins.iter().any(|pin| held.goes_with(pin)));
+        state
+            .pins
+            .retain(|held| !pins.iter().any(|pin| held.goes_with(pin)));
     }
 
     /// Waits as long as the draw says and reports on the way.
@@ -249,6 +251,13 @@ impl Simulated {
                 phase,
                 bytes_done,
                 bytes_total: draw.bytes,
+                unpack_total: draw.bytes,
+                unpack_done: if phase == PullPhase::Committing {
+                    draw.bytes
+                } else {
+                    0
+                },
+                ..PullProgress::default()
             });
         };
         for step in 0..PROGRESS_STEPS {
@@ -265,6 +274,7 @@ impl Simulated {
         }
         report_progress(PullPhase::Unpacking, draw.bytes);
         wait(unpack, cancelled).await?;
+        report_progress(PullPhase::Committing, draw.bytes);
         self.keep(request, &digest);
         Ok(PullReport {
             bytes_registry: draw.bytes,

@@ -9,7 +9,7 @@ use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::node::NodeFacts;
 use crate::domain::pin::Pin;
-use crate::domain::progress::PullProgress;
+use crate::domain::progress::{Pace, PullProgress};
 
 /// Seconds between two heartbeats.
 pub const HEARTBEAT_SECONDS: u64 = 5;
@@ -106,6 +106,9 @@ pub struct ProgressMessage {
     /// Phase and bytes.
     #[serde(flatten)]
     pub progress: PullProgress,
+    /// How fast it goes, and how long it may take.
+    #[serde(flatten)]
+    pub pace: Pace,
     /// Why the last attempt failed, while waiting for the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_after: Option<FailureKind>,

@@ -13,6 +13,7 @@ mod crashes;
 mod failures;
 mod pinned;
 mod pod;
+mod progress;
 mod pushed;
 mod restored;
 mod sandbox;

@@ -230,17 +230,14 @@ impl Pull<'_> {
         let (shared, request, lease) = (self.shared, self.request, self.lease);
         let image = &self.plan.image;
         let blobs = image.blobs();
-        let total = blobs.iter().map(|blob| blob.size);
-        let pages = image.pages.iter().map(|page| page.descriptor.size);
-        self.meter
-            .start(total.chain(pages).fold(0, u64::saturating_add));
         let started = Instant::now();
         let missing = presence::missing(shared, blobs.iter().copied()).await?;
         let names: Vec<_> = self
             .snapshotters
             .names()
-            .filter(|_| request.unpack)
+            .filter(|_| request.unpack && image.manifest.is_image())
             .collect();
+        self.meter.start(image, names.len());
         disk::check(shared, &missing, &names).await?;
         let wants = Wants {
             unpack: request.unpack,
@@ -269,6 +266,7 @@ impl Pull<'_> {
             },
         };
         let (choice, download) = self.bring(&fetcher, scratch, (obstacle, wants)).await?;
+        self.meter.committing();
         for name in names.iter().filter(|_| shared.sync_filesystem) {
             disk::sync(shared, name).await?;
         }
