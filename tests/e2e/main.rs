@@ -13,6 +13,7 @@ mod crashes;
 mod failures;
 mod pinned;
 mod pod;
+mod polite;
 mod progress;
 mod pushed;
 mod restored;

@@ -28,6 +28,7 @@ mod presence;
 mod pull;
 mod seen;
 mod snapshotters;
+mod threads;
 mod throttle;
 mod unpack;
 
@@ -44,6 +45,8 @@ use self::lease::HeldLeases;
 use self::memory::Memory;
 use self::pins::Pins;
 use self::snapshotters::{Known, Snapshotters};
+use self::threads::Threads;
+pub use self::threads::{Nice, NiceError};
 use self::throttle::Throttle;
 use super::cri::Cri;
 use super::registry::Registry;
@@ -80,6 +83,8 @@ pub struct PullLimits {
     /// Whether everything is written to the disk before an image is named. containerd does not, and
     /// images pulled just before a power loss may then have empty files (containerd issue 8895).
     pub sync_filesystem: bool,
+    /// How much the threads of pulls stand back for others.
+    pub nice: Nice,
 }
 
 impl Default for PullLimits {
@@ -88,6 +93,7 @@ impl Default for PullLimits {
             memory: ByteSize(256 << 20),
             bandwidth: None,
             sync_filesystem: false,
+            nice: Nice::default(),
         }
     }
 }
@@ -109,6 +115,7 @@ struct Shared {
     memory: Memory,
     throttle: Option<Throttle>,
     sync_filesystem: bool,
+    threads: Threads,
 }
 
 impl fmt::Debug for Containerd {
@@ -125,7 +132,7 @@ impl Containerd {
     /// may start before containerd does. [`probe`](Self::probe) says whether it is there.
     ///
     /// # Errors
-    /// `RuntimeUnavailable` for an address or namespace that cannot be one.
+    /// `RuntimeUnavailable` for an address or namespace that cannot be one, or when no threads can be started.
     pub fn connect(config: ContainerdConfig) -> Result<Self, Failure> {
         Ok(Self(Arc::new(Shared {
             client: Client::new(&config.address, &config.namespace)?,
@@ -141,6 +148,7 @@ impl Containerd {
                 .bandwidth
                 .map(|Bandwidth(ByteSize(rate))| Throttle::new(rate)),
             sync_filesystem: config.limits.sync_filesystem,
+            threads: Threads::new(config.limits.nice)?,
             leases: HeldLeases::default(),
             pins: Pins::default(),
         })))
@@ -232,7 +240,7 @@ impl Containerd {
         );
         // A task of its own, because what it took has to be given back even if nobody waits for it.
         let _abandon = abandoned.drop_guard();
-        tokio::spawn(pull).await.unwrap_or_else(|error| {
+        self.0.threads.spawn(pull).await.unwrap_or_else(|error| {
             Err(Failure::new(
                 FailureKind::Internal,
                 format!("the pull's task ended: {error}"),
