@@ -212,6 +212,7 @@ fn main() {
             let heartbeat = Heartbeat {
                 instance: String::new(),
                 holding: Vec::new(),
+                pins: Vec::new(),
             };
             bench.feed(Input::Heartbeat {
                 node: name(node),

@@ -265,7 +265,7 @@ async fn pull_here(args: &[String]) {
         policy: ImagePullPolicy::IfNotPresent,
         platform: None,
         pull_secrets: Vec::new(),
-        pin: false,
+        pin: None,
         unpack: true,
         labels: BTreeMap::new(),
     };

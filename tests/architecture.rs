@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 27] = [
+const PURE: [&str; 29] = [
     "domain",
     "wire",
     "dispatch/fleet.rs",
@@ -39,6 +39,7 @@ const PURE: [&str; 27] = [
     "dispatch/state.rs",
     "dispatch/timers.rs",
     "image/containerd/engine.rs",
+    "image/containerd/pinned.rs",
     "image/cri/failure.rs",
     "image/cri/snapshotters.rs",
     "kubernetes/standing.rs",
@@ -48,6 +49,7 @@ const PURE: [&str; 27] = [
     "webhook/auth.rs",
     "webhook/oidc.rs",
     "webhook/source",
+    "work/pins.rs",
     "work/state",
 ];
 

@@ -100,6 +100,15 @@ pub fn not_set_up() -> Failure {
         .advise("start one with `prewarm dispatcher` or `prewarm up`")
 }
 
+/// Listens to what the broker does not keep.
+///
+/// # Errors
+/// The connection is closed.
+pub async fn subscribe(bus: &Bus, subject: String) -> Result<async_nats::Subscriber, Failure> {
+    let subscribed = bus.client.subscribe(subject).await;
+    subscribed.map_err(|error| unanswered("a subscription", &error))
+}
+
 /// The broker did not do what was asked, or said nothing.
 #[must_use]
 pub fn unanswered(what: &str, error: &dyn std::fmt::Display) -> Failure {

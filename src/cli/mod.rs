@@ -271,6 +271,7 @@ mod tests {
             "bandwidth-limit",
             "memory-limit",
             "sync-filesystem",
+            "nice",
             "min-free-disk",
             "metrics-listen",
             "log-format",

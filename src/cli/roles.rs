@@ -289,6 +289,7 @@ impl Node {
                         bandwidth: self.node.bandwidth_limit,
                         memory: self.node.memory_limit,
                         sync_filesystem: self.node.sync_filesystem,
+                        nice: self.node.nice,
                     },
                 };
                 Runtime::Containerd(Containerd::connect(config).map_err(WorkerError::Runtime)?)

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::domain::progress::{Pace, PullPhase, PullProgress};
+
 /// A number of bytes with three digits or so: `1.4 GiB`.
 #[must_use]
 pub fn bytes(bytes: u64) -> String {
@@ -93,6 +95,35 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     text
 }
 
+/// How far a pull is, how fast, and how long it may take: `12.0 MiB of 40.1 MiB, 5.2 MiB/s, about 6s left`.
+#[must_use]
+pub fn progress(progress: &PullProgress, pace: &Pace) -> String {
+    let mut text = match progress.phase {
+        PullPhase::Resolving => "resolving".to_owned(),
+        PullPhase::Committing => "committing".to_owned(),
+        PullPhase::Downloading => format!(
+            "{} of {}",
+            bytes(progress.bytes_done),
+            bytes(progress.bytes_total)
+        ),
+        PullPhase::Unpacking => format!(
+            "unpacked {} of {}",
+            bytes(progress.unpack_done),
+            bytes(progress.unpack_total)
+        ),
+    };
+    if let Some(rate) = pace.bytes_per_second {
+        let _ = write!(text, ", {}/s", bytes(rate));
+    }
+    if let Some(left) = pace.seconds_left {
+        let _ = write!(text, ", about {} left", duration(Duration::from_secs(left)));
+    }
+    if progress.phase == PullPhase::Downloading && progress.bytes_present > 0 {
+        let _ = write!(text, ", {} were there", bytes(progress.bytes_present));
+    }
+    text
+}
+
 /// A bar of `width` cells, as full as `done` of `total`.
 #[must_use]
 pub fn bar(done: u64, total: u64, width: usize) -> String {
@@ -176,6 +207,29 @@ mod tests {
         assert_eq!(
             text,
             "NAME     AGE   NOTE\na        12s\nabcdef   1d    x\n"
+        );
+    }
+
+    #[test]
+    fn progress_names_what_is_known() {
+        let mut now = PullProgress::default();
+        let mut pace = Pace::default();
+        assert_eq!(progress(&now, &pace), "resolving");
+        now.phase = PullPhase::Downloading;
+        (now.bytes_done, now.bytes_total) = (12 << 20, 40 << 20);
+        assert_eq!(progress(&now, &pace), "12.0 MiB of 40.0 MiB");
+        now.bytes_present = 2 << 20;
+        (pace.bytes_per_second, pace.seconds_left) = (Some(5 << 20), Some(6));
+        assert_eq!(
+            progress(&now, &pace),
+            "12.0 MiB of 40.0 MiB, 5.0 MiB/s, about 6s left, 2.0 MiB were there"
+        );
+        now.phase = PullPhase::Unpacking;
+        (now.unpack_done, now.unpack_total) = (1 << 20, 40 << 20);
+        pace.bytes_per_second = None;
+        assert_eq!(
+            progress(&now, &pace),
+            "unpacked 1.0 MiB of 40.0 MiB, about 6s left"
         );
     }
 

@@ -10,7 +10,7 @@ use crate::wire::manifest::{Rejection, Submission};
 use crate::wire::record::{JobRecord, NodeRecord, ResolvedImage};
 use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
-use crate::wire::worker::{Heartbeat, PullId, Registration};
+use crate::wire::worker::{Heartbeat, Registration, Revocation};
 
 /// Names the registration a reply belongs to; made by the shell, opaque to the state.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -174,12 +174,12 @@ pub enum Effect {
     WithdrawJob(JobName),
     /// Remove one pull's message from the task stream.
     WithdrawPull(PullKey),
-    /// Tell a worker to stop pulls.
+    /// Tell a worker to stop pulls and to take pins back.
     Revoke {
         /// The worker's node.
         node: NodeName,
-        /// The pulls.
-        pulls: Vec<PullId>,
+        /// What to stop and take back.
+        revocation: Revocation,
     },
     /// Ask the registry what tags mean; the answer is [`Input::Resolved`].
     Resolve {

@@ -11,10 +11,11 @@ use super::state::Dispatcher;
 use super::timers::Timer;
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
+use crate::domain::pin::Pin;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{NodeEvent, NodeEventKind};
 use crate::wire::record::NodePresence;
-use crate::wire::worker::{GONE_AFTER_SECONDS, Heartbeat, PullId, Registration};
+use crate::wire::worker::{GONE_AFTER_SECONDS, Heartbeat, PullId, Registration, Revocation};
 
 /// Silence after which a node counts as gone.
 const GONE_AFTER: Duration = Duration::from_secs(GONE_AFTER_SECONDS);
@@ -258,7 +259,7 @@ impl Dispatcher {
         }
     }
 
-    /// A worker lives. What it holds and nobody wants is revoked, so that a lost word is said again.
+    /// A worker lives. What it holds and nobody wants is revoked, pulls and pins, so that a lost word is said again.
     pub(super) fn heartbeat(
         &mut self,
         now: Timestamp,
@@ -280,7 +281,17 @@ impl Dispatcher {
             .holding
             .iter()
             .filter(|held| !self.is_wanted(id, held));
-        self.revoke(id, unwanted.cloned().collect(), effects);
+        let pulls = unwanted.cloned().collect();
+        let ownerless = heartbeat.pins.iter().filter(|pin| !self.is_owned(pin));
+        let unpin = ownerless.cloned().collect();
+        self.say_revoked(id, Revocation { pulls, unpin }, effects);
+    }
+
+    /// Whether the job of a pin lives and wants the image pinned. Which nodes it is for does not matter: what was
+    /// pinned for a job stays so while it lives, also where a node's labels change for a while.
+    fn is_owned(&self, pin: &Pin) -> bool {
+        let job = self.job_uids.get(&pin.uid).and_then(|id| self.jobs.get(id));
+        job.is_some_and(|job| job.spec.pin && job.tokens.contains(&pin.image))
     }
 
     /// Whether a pull in a worker's hands is one that it was given and not told to drop.

@@ -151,7 +151,7 @@ impl Performer {
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
             Effect::WithdrawPull(key) => self.withdraw_pulls(vec![key]).await,
-            Effect::Revoke { node, pulls } => self.revoke(&node, pulls).await,
+            Effect::Revoke { node, revocation } => self.revoke(&node, &revocation).await,
             Effect::Resolve {
                 job,
                 run,
@@ -437,14 +437,14 @@ impl Performer {
         Ok(())
     }
 
-    async fn revoke(&self, node: &NodeName, pulls: Vec<crate::wire::worker::PullId>) -> Done {
-        let body = encode(&Revocation { pulls })?;
+    async fn revoke(&self, node: &NodeName, revocation: &Revocation) -> Done {
+        let body = encode(revocation)?;
         let sent = self
             .bus
             .client
             .publish(self.bus.subjects.revoke(node), body.into())
             .await;
-        sent.map_err(|error| PerformError::new(format!("revoking pulls of {node}"), error))
+        sent.map_err(|error| PerformError::new(format!("revoking pulls and pins of {node}"), error))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::domain::time::Timestamp;
 use crate::wire::event::{PullState as Reported, TaskEvent};
 use crate::wire::subject::PullKey;
 use crate::wire::task::PullTask;
-use crate::wire::worker::PullId;
+use crate::wire::worker::{PullId, Revocation};
 
 fn intern(names: &mut std::collections::BTreeMap<Box<str>, u32>, name: &str) -> (u32, bool) {
     if let Some(id) = names.get(name) {
@@ -183,10 +183,22 @@ impl Dispatcher {
     }
 
     pub(super) fn revoke(&self, node: NodeId, pulls: Vec<PullId>, effects: &mut Vec<Effect>) {
-        if let (Some(node), false) = (self.fleet.get(node), pulls.is_empty()) {
+        let unpin = Vec::new();
+        self.say_revoked(node, Revocation { pulls, unpin }, effects);
+    }
+
+    /// Tells a worker what to stop and take back, if there is anything.
+    pub(super) fn say_revoked(
+        &self,
+        node: NodeId,
+        revocation: Revocation,
+        effects: &mut Vec<Effect>,
+    ) {
+        let says_nothing = revocation.pulls.is_empty() && revocation.unpin.is_empty();
+        if let Some(node) = self.fleet.get(node).filter(|_| !says_nothing) {
             effects.push(Effect::Revoke {
                 node: node.name.clone(),
-                pulls,
+                revocation,
             });
         }
     }

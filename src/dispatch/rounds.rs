@@ -318,10 +318,11 @@ impl Dispatcher {
             return;
         };
         job.request_sequence = request.unwrap_or(job.request_sequence);
-        let name = job.name.clone();
+        let (name, uid) = (job.name.clone(), job.uid.clone());
         self.tell_job(now, id, JobEventKind::Deleted, effects);
         effects.push(Effect::DeleteRecord(name.clone()));
         self.jobs.remove(&id);
+        self.job_uids.remove(&uid);
         self.job_ids.remove(&name);
         self.dirty.remove(&id);
         self.slots.remove(Resource::Job(id));

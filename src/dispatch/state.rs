@@ -50,6 +50,7 @@ pub struct Dispatcher {
     pub(super) fleet: Fleet,
     pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) job_ids: BTreeMap<JobName, JobId>,
+    pub(super) job_uids: BTreeMap<String, JobId>,
     pub(super) next_job: u32,
     pub(super) slots: Slots,
     pub(super) timers: Timers,
@@ -165,6 +166,7 @@ impl Dispatcher {
         let id = JobId(self.next_job);
         self.next_job += 1;
         self.job_ids.insert(job.name.clone(), id);
+        self.job_uids.insert(job.uid.clone(), id);
         self.jobs.insert(id, job);
         self.slots.set_limit(Resource::Job(id), 0);
         id

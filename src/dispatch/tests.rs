@@ -7,6 +7,7 @@ mod lease;
 mod lifecycle;
 mod limits;
 mod nodes;
+mod pinned;
 mod pushed;
 mod requests;
 mod rounds;

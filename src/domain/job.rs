@@ -293,6 +293,7 @@ impl JobSpec {
         self.images != other.images
             || self.platform != other.platform
             || self.unpack != other.unpack
+            || (self.pin && !other.pin)
     }
 }
 

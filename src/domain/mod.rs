@@ -10,6 +10,7 @@ pub mod image;
 pub mod job;
 pub mod name;
 pub mod node;
+pub mod pin;
 pub mod platform;
 pub mod progress;
 pub mod selector;

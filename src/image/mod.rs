@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::failure::Failure;
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
+use crate::domain::pin::Pin;
 use crate::domain::progress::PullProgress;
 
 /// One pull as the worker asks for it.
@@ -37,8 +38,8 @@ pub struct PullRequest {
     pub platform: Option<Platform>,
     /// Names of credentials in the node's secrets directory.
     pub pull_secrets: Vec<String>,
-    /// Whether to keep the image from kubelet's garbage collection.
-    pub pin: bool,
+    /// By which it is kept from kubelet's garbage collection, if it is to be.
+    pub pin: Option<Pin>,
     /// Whether to unpack the layers into snapshots; `false` stores the content only.
     pub unpack: bool,
     /// Labels to put on the image records beside the ones CRI needs.
@@ -156,6 +157,32 @@ impl Runtime {
         match self {
             Self::Containerd(containerd) => containerd.pull(request, progress, cancelled).await,
             Self::Simulated(simulated) => simulated.pull(request, progress, cancelled).await,
+        }
+    }
+
+    /// The pins that pulls have set on this node and nobody has taken back.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when the runtime does not answer.
+    pub async fn pins(&self) -> Result<Vec<Pin>, Failure> {
+        match self {
+            Self::Containerd(containerd) => containerd.pins().await,
+            Self::Simulated(simulated) => Ok(simulated.pins()),
+        }
+    }
+
+    /// Takes pins back, those of the same and of earlier generations. An image is pinned no more when its last pin is
+    /// gone, unless somebody else has pinned it.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when the runtime does not answer; some may be taken back then.
+    pub async fn unpin(&self, pins: &[Pin]) -> Result<(), Failure> {
+        match self {
+            Self::Containerd(containerd) => containerd.unpin(pins).await,
+            Self::Simulated(simulated) => {
+                simulated.unpin(pins);
+                Ok(())
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
+use crate::domain::pin::Pin;
 use crate::domain::progress::{PullPhase, PullProgress};
 
 /// How many times a pull reports while it downloads.
@@ -152,9 +153,18 @@ pub struct Simulated {
 struct State {
     /// What the tag and digest names of the node point at.
     images: BTreeMap<String, Digest>,
-    pinned: BTreeSet<String>,
+    pins: BTreeSet<Pin>,
     /// How often each image was tried, so that each attempt draws anew.
     attempts: BTreeMap<String, u64>,
+}
+
+impl State {
+    fn pin(&mut self, request: &PullRequest) {
+        if let Some(pin) = &request.pin {
+            self.pins.retain(|held| !held.is_same_hold(pin));
+            self.pins.insert(pin.clone());
+        }
+    }
 }
 
 /// What will happen to one attempt.
@@ -186,6 +196,21 @@ impl Simulated {
             disk_total: DISK_TOTAL,
             disk_free: DISK_TOTAL,
         }
+    }
+
+    /// The pins that were set and not taken back.
+    #[must_use]
+    pub fn pins(&self) -> Vec<Pin> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.pins.iter().cloned().collect()
+    }
+
+    /// Takes pins back, those of the same and of earlier generations.
+    pub fn unpin(&self, pins: &[Pin]) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state
+            .pins
+            .retain(|held| !pins.iter().any(|pin| held.goes_with(pin)));
     }
 
     /// Waits as long as the draw says and reports on the way.
@@ -226,6 +251,13 @@ impl Simulated {
                 phase,
                 bytes_done,
                 bytes_total: draw.bytes,
+                unpack_total: draw.bytes,
+                unpack_done: if phase == PullPhase::Committing {
+                    draw.bytes
+                } else {
+                    0
+                },
+                ..PullProgress::default()
             });
         };
         for step in 0..PROGRESS_STEPS {
@@ -242,6 +274,7 @@ impl Simulated {
         }
         report_progress(PullPhase::Unpacking, draw.bytes);
         wait(unpack, cancelled).await?;
+        report_progress(PullPhase::Committing, draw.bytes);
         self.keep(request, &digest);
         Ok(PullReport {
             bytes_registry: draw.bytes,
@@ -264,9 +297,7 @@ impl Simulated {
             .filter(|there| request.policy == ImagePullPolicy::IfNotPresent || *there == digest);
         let present = present.cloned();
         if present.is_some() {
-            if request.pin {
-                state.pinned.insert(name.clone());
-            }
+            state.pin(request);
             return (self.draw(&name, 0), present);
         }
         if state.attempts.len() >= MAX_IMAGES {
@@ -282,11 +313,9 @@ impl Simulated {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.images.len() >= MAX_IMAGES {
             state.images.clear();
-            state.pinned.clear();
+            state.pins.clear();
         }
-        if request.pin {
-            state.pinned.insert(name.clone());
-        }
+        state.pin(request);
         state.images.insert(name, digest.clone());
     }
 

@@ -8,7 +8,8 @@ use crate::domain::failure::FailureKind;
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::node::NodeFacts;
-use crate::domain::progress::PullProgress;
+use crate::domain::pin::Pin;
+use crate::domain::progress::{Pace, PullProgress};
 
 /// Seconds between two heartbeats.
 pub const HEARTBEAT_SECONDS: u64 = 5;
@@ -60,7 +61,7 @@ pub struct PullId {
 }
 
 /// "I live": published on `prewarm.heartbeat.<node>` every [`HEARTBEAT_SECONDS`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Heartbeat {
     /// Names the worker process.
@@ -68,15 +69,23 @@ pub struct Heartbeat {
     /// The pulls in its hands: what the dispatcher no longer wants, it revokes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub holding: Vec<PullId>,
+    /// Some of the node's pins, in turn, so that each is named again and again: what no job wants any more, the
+    /// dispatcher takes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pins: Vec<Pin>,
 }
 
-/// "Stop these": published on `prewarm.revoke.<node>`. One that is lost is said again after the next
-/// heartbeat that still names the pull.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+/// "Stop these, unpin those": published on `prewarm.revoke.<node>`. One that is lost is said again after the next
+/// heartbeat that still names the pull or the pin.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Revocation {
     /// The pulls to stop at the next safe point, and to say nothing more of.
+    #[serde(default)]
     pub pulls: Vec<PullId>,
+    /// The pins to take back: those of these generations and of earlier ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unpin: Vec<Pin>,
 }
 
 /// How far one pull is: published on `prewarm.progress.<job>.<node>.<image>`, at most twice a second.
@@ -97,6 +106,9 @@ pub struct ProgressMessage {
     /// Phase and bytes.
     #[serde(flatten)]
     pub progress: PullProgress,
+    /// How fast it goes, and how long it may take.
+    #[serde(flatten)]
+    pub pace: Pace,
     /// Why the last attempt failed, while waiting for the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_after: Option<FailureKind>,

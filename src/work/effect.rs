@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::name::NodeName;
+use crate::domain::pin::Pin;
 use crate::domain::time::Timestamp;
 use crate::wire::event::TaskEvent;
 use crate::wire::task::{PullTask, Run};
@@ -107,6 +108,10 @@ pub enum Effect {
     InProgress(DeliveryToken),
     /// Say that the node lives.
     Heartbeat(Heartbeat),
+    /// Find out which pins the node has; answered by `PinsFound`.
+    FindPins,
+    /// Take pins back; answered by `Unpinned`.
+    Unpin(Vec<Pin>),
     /// Tell whoever reads the log.
     Note(Note),
     /// Nothing is in hand, and after `Stop` nothing will be.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::effect::{ConsumerName, DeliveryToken, PullHandle, StoreHandle};
 use crate::domain::failure::Failure;
+use crate::domain::pin::Pin;
 use crate::wire::event::PullResult;
 use crate::wire::task::PullTask;
-use crate::wire::worker::PullId;
+use crate::wire::worker::Revocation;
 
 /// One thing that happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,8 +45,12 @@ pub enum Input {
     Stored(StoreHandle),
     /// The broker did not say in time that it keeps the event of that `Store`; it may or may not.
     NotStored(StoreHandle),
-    /// The dispatcher no longer wants these pulls.
-    Revoked(Vec<PullId>),
+    /// The dispatcher no longer wants these pulls and pins.
+    Revoked(Revocation),
+    /// A `FindPins` ended: the pins of the node, or nothing if the runtime could not be asked.
+    PinsFound(Option<Vec<Pin>>),
+    /// An `Unpin` ended; what it did not take off is named again.
+    Unpinned,
     /// The dispatcher answered a `Register`: here is the node's consumer.
     Registered(ConsumerName),
     /// Nobody answered a `Register`, or the answer was no.

@@ -7,6 +7,7 @@ pub mod effect;
 mod hand;
 pub mod input;
 pub mod memory;
+pub mod pins;
 pub mod registration;
 pub mod retry;
 pub mod run;

@@ -8,6 +8,7 @@ mod fetching;
 mod journal;
 mod observe;
 mod outbox;
+mod pinning;
 mod pulling;
 mod registering;
 
@@ -26,6 +27,7 @@ use self::fetching::Fetching;
 use self::journal::Journal;
 pub use self::observe::{Observer, Seen};
 use self::outbox::Outbox;
+use self::pinning::Pinning;
 use self::pulling::Pulling;
 use self::registering::Registering;
 use super::effect::{ConsumerName, DeliveryToken, Effect, EventToStore, PullHandle};
@@ -171,6 +173,7 @@ struct Shell {
     registering: Registering,
     standing: watch::Receiver<NodeStanding>,
     pulling: Pulling,
+    pinning: Pinning,
     /// Where each unanswered delivery is answered.
     replies: HashMap<DeliveryToken, Subject>,
     deliveries: u64,
@@ -203,6 +206,7 @@ impl Shell {
         };
         let registering =
             Registering::new(&bus, &runtime, info, settings, instance, arrivals.clone());
+        let pinning = Pinning::new(runtime.clone(), arrivals.clone());
         let pulling = Pulling::new(&bus, runtime, outbox.clone(), arrivals.clone());
         Self {
             node: settings.node.clone(),
@@ -215,6 +219,7 @@ impl Shell {
             standing: settings.standing.clone(),
             _pulls_end_with_us: pulling.drop_guard(),
             pulling,
+            pinning,
             outbox,
             replies: HashMap::new(),
             deliveries: 0,
@@ -336,7 +341,7 @@ impl Shell {
 
     fn read_revocation(&self, payload: &[u8]) -> Option<Input> {
         match serde_json::from_slice::<Revocation>(payload) {
-            Ok(revocation) => Some(Input::Revoked(revocation.pulls)),
+            Ok(revocation) => Some(Input::Revoked(revocation)),
             Err(error) => {
                 self.journal.unreadable_revocation(&error);
                 None
@@ -382,6 +387,8 @@ impl Shell {
                 self.replies.remove(&token);
             }
             Effect::Heartbeat(heartbeat) => self.beat(&heartbeat),
+            Effect::FindPins => self.pinning.find(),
+            Effect::Unpin(pins) => self.pinning.take_back(pins),
             Effect::Note(note) => self.journal.note(&note),
             Effect::Drained => self.drained = true,
         }

@@ -19,12 +19,13 @@ pub use super::effect::{
 use super::hand::{Hand, Held, Stage};
 pub use super::input::{FetchEnd, Input};
 use super::memory::Memory;
+use super::pins::Pins;
 use super::registration::Registration;
 use super::retry::Jitter;
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::time::Timestamp;
-use crate::wire::worker::{ACK_WAIT_SECONDS, HEARTBEAT_SECONDS, Heartbeat, PullId};
+use crate::wire::worker::{ACK_WAIT_SECONDS, HEARTBEAT_SECONDS, Heartbeat, PullId, Revocation};
 
 /// How long a pull may go on after `Stop`, unless a setting says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(20);
@@ -108,6 +109,7 @@ pub struct WorkerState {
     heartbeat_at: Option<Timestamp>,
     hand: Hand,
     memory: Memory,
+    pins: Pins,
     handles: u64,
 }
 
@@ -126,6 +128,7 @@ impl WorkerState {
             heartbeat_at: None,
             hand: Hand::default(),
             memory: Memory::default(),
+            pins: Pins::default(),
             handles: 0,
         }
     }
@@ -164,7 +167,14 @@ impl WorkerState {
             Input::PullEnded { pull, result } => self.pull_ended(now, pull, result, effects),
             Input::Stored(store) => self.stored(now, store, effects),
             Input::NotStored(store) => self.not_stored(now, store),
-            Input::Revoked(pulls) => self.revoked(now, pulls, effects),
+            Input::Revoked(Revocation { pulls, unpin }) => {
+                self.revoked(now, pulls, effects);
+                if !unpin.is_empty() && self.pins.take_back() {
+                    effects.push(Effect::Unpin(unpin));
+                }
+            }
+            Input::PinsFound(pins) => self.pins.found(pins),
+            Input::Unpinned => self.pins.taken_back(),
             Input::Registered(consumer) => self.registered(now, consumer),
             Input::NotRegistered => self.registration.refused(now, &mut self.jitter),
             Input::FetchEnded { undelivered, end } => {
@@ -311,7 +321,11 @@ impl WorkerState {
             effects.push(Effect::Heartbeat(Heartbeat {
                 instance: self.settings.instance.clone(),
                 holding: self.hand.pulls(),
+                pins: self.pins.name_some(),
             }));
+            if self.pins.look() {
+                effects.push(Effect::FindPins);
+            }
         }
     }
 

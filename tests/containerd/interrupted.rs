@@ -122,7 +122,23 @@ async fn resume(version: ContainerdVersion) {
         }
     }
     gate.open();
-    let report = pull(&node.another_runtime(), &request).await.unwrap();
+    let (progress, _) = watch::channel(PullProgress::default());
+    let (runtime, going_on) = (node.another_runtime(), CancellationToken::new());
+    let report = runtime.pull(&request, &progress, &going_on).await.unwrap();
+    let last = *progress.borrow();
+    assert_eq!(
+        (last.bytes_done, last.bytes_total),
+        (image.size() as u64, image.size() as u64)
+    );
+    // What the dropped pull may still have written while this one began counts as fetched.
+    assert!(
+        last.fetched() >= report.bytes_registry,
+        "{last:?} {report:?}"
+    );
+    assert!(
+        last.bytes_present > 0 && last.fetched() < last.bytes_total,
+        "{last:?}"
+    );
     assert!(
         report.bytes_registry < image.size() as u64,
         "{} of {} bytes were fetched again",

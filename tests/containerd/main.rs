@@ -22,6 +22,7 @@ mod matrix;
 mod memory;
 mod nasty;
 mod node;
+mod pinned;
 mod provided;
 mod refused;
 mod repaired;

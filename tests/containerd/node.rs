@@ -196,7 +196,7 @@ pub fn request(image: &str) -> PullRequest {
         policy: ImagePullPolicy::IfNotPresent,
         platform: None,
         pull_secrets: Vec::new(),
-        pin: false,
+        pin: None,
         unpack: true,
         labels: BTreeMap::new(),
     }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::faulty::{Fault, Faulty};
 use super::node::{Node, moved_tag, on_all, pull, request, settings, settings_at};
+use super::pinned::pin;
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::cri_only::CriOnly;
@@ -54,7 +55,7 @@ async fn cri_alone_is_enough(version: ContainerdVersion) {
     assert_eq!(runtime.engine().await.unwrap().0, Engine::Cri);
 
     let mut pinned = request(&pushed.by_tag);
-    pinned.pin = true;
+    pinned.pin = Some(pin("a-1", 1));
     let report = pull(&runtime, &pinned).await.unwrap();
     assert_eq!(report.engine, Some(Engine::Cri));
     assert!(report.engine_reason.contains("CRI alone"), "{report:?}");
@@ -72,6 +73,8 @@ async fn cri_alone_is_enough(version: ContainerdVersion) {
     assert!(again.already_present);
     assert_eq!(again.engine, None);
     assert_eq!(front.pulls(), 1, "what is there is not pulled");
+    assert_eq!(runtime.pins().await.unwrap(), [], "CRI has no pins");
+    runtime.unpin(&[pin("a-1", 1)]).await.unwrap();
     let mut always = request(&pushed.by_tag);
     always.policy = ImagePullPolicy::Always;
     assert!(pull(&runtime, &always).await.unwrap().already_present);
@@ -240,7 +243,7 @@ async fn encrypted_layers_are_decrypted(version: ContainerdVersion) {
     daemon.allow_registry(faulty.addr());
     let runtime = Containerd::connect(settings(&daemon)).unwrap();
     let mut pinned = request(&faulty.image());
-    pinned.pin = true;
+    pinned.pin = Some(pin("a-1", 1));
     let report = pull(&runtime, &pinned).await.unwrap();
     assert_eq!(report.engine, Some(Engine::Cri), "{version:?}");
     assert!(report.engine_reason.contains("encrypted"), "{report:?}");
@@ -249,6 +252,9 @@ async fn encrypted_layers_are_decrypted(version: ContainerdVersion) {
     let node = Node { daemon, runtime };
     let record = node.image(&faulty.image()).await.unwrap();
     assert_eq!(record.labels["io.cri-containerd.pinned"], "pinned");
+    node.runtime.unpin(&[pin("a-1", 1)]).await.unwrap();
+    let record = node.image(&faulty.image()).await.unwrap();
+    assert!(!record.labels.contains_key("io.cri-containerd.pinned"));
 
     // Where CRI does not look, nobody decrypts.
     let mut elsewhere = settings(&node.daemon);

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use prewarm::domain::failure::FailureKind;
+use prewarm::image::Engine;
 use prewarm::image::containerd::Containerd;
 
 use super::node::{Node, moved_tag, on_all, pull, request, settings};
@@ -232,7 +233,7 @@ async fn a_pin_and_labels_are_seen_by_cri_and_a_later_pull_adds_them() {
         .await;
     node.pull(&request(&pushed.by_tag)).await.unwrap();
     let mut pinned = request(&pushed.by_tag);
-    pinned.pin = true;
+    pinned.pin = Some(super::pinned::pin("a-1", 1));
     pinned
         .labels
         .insert("dev.example/team".to_owned(), "infra".to_owned());
@@ -364,10 +365,37 @@ async fn progress_comes_from_the_bytes_and_ends_with_all_of_them() {
     report.unwrap();
     assert_eq!(partial.phase, PullPhase::Downloading);
     let last = *progress.borrow();
-    let manifest = image.target.bytes.len();
-    assert_eq!(last.bytes_total, (image.size() + manifest) as u64);
-    assert_eq!(last.bytes_done, last.bytes_total);
-    assert_eq!(last.phase, PullPhase::Unpacking);
+    let config = image.blobs[0].bytes.len();
+    let layers = (image.size() - config) as u64;
+    assert_eq!(
+        last,
+        PullProgress {
+            phase: PullPhase::Committing,
+            bytes_done: image.size() as u64,
+            bytes_total: image.size() as u64,
+            bytes_present: 0,
+            unpack_done: layers,
+            unpack_total: layers,
+            unpack_present: 0,
+        }
+    );
+
+    // By containerd itself for another snapshotter: everything is there, and nothing unpacked.
+    let mut settings = settings(&node.daemon);
+    "native".clone_into(&mut settings.snapshotter);
+    let runtime = Containerd::connect(settings).unwrap();
+    let (progress, _) = watch::channel(PullProgress::default());
+    let report = runtime.pull(&request, &progress, &cancelled).await.unwrap();
+    assert_eq!(report.engine, Some(Engine::Containerd));
+    let other = *progress.borrow();
+    assert_eq!(other.bytes_present, image.size() as u64);
+    assert_eq!(other.fetched(), 0);
+    // Its own, and that of CRI.
+    assert_eq!(other.unpack_total, 2 * layers);
+    assert_eq!(
+        (other.unpack_done, other.unpack_present),
+        (2 * layers, layers)
+    );
 }
 
 #[tokio::test]

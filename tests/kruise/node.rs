@@ -105,7 +105,7 @@ async fn meets(candidate: &Simulated, fates: &[(&str, &[Fate])]) -> bool {
                 policy: ImagePullPolicy::IfNotPresent,
                 platform: None,
                 pull_secrets: vec![],
-                pin: false,
+                pin: None,
                 unpack: true,
                 labels: [].into(),
             };

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use prewarm::domain::failure::FailureKind;
+use prewarm::domain::pin::Pin;
 use prewarm::image::PullRequest;
 use prewarm::image::simulated::{Simulated, SimulatedConfig};
 use prewarm::wire::event::{PullState, TaskEvent};
 use prewarm::wire::subject::PullKey;
-use prewarm::wire::worker::ProgressMessage;
+use prewarm::wire::worker::{ProgressMessage, Revocation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,7 @@ on_every_generation!(
     a_stopping_worker_gives_running_pulls_back_at_once,
     a_killed_workers_task_is_done_by_the_next,
     a_revoked_pull_stops_and_is_not_spoken_of,
+    a_pin_is_named_in_heartbeats_until_it_is_taken_back,
     a_message_that_is_no_task_is_dropped,
     a_task_that_cannot_be_read_fails_by_the_name_of_its_pull,
     a_worker_waits_for_a_dispatcher,
@@ -132,7 +134,7 @@ async fn fails_passingly(image: &str) -> Simulated {
         policy: task("base", image).image_pull_policy,
         platform: None,
         pull_secrets: vec![],
-        pin: false,
+        pin: None,
         unpack: true,
         labels: [].into(),
     };
@@ -324,6 +326,34 @@ async fn a_revoked_pull_stops_and_is_not_spoken_of(version: NatsVersion) {
     .await;
     let events = cell.events().await.unwrap();
     assert_eq!(events.len(), 1, "{}", summary(&events));
+    worker.stop().await;
+}
+
+async fn a_pin_is_named_in_heartbeats_until_it_is_taken_back(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let mut pinned = task("base", "nginx");
+    pinned.pin = true;
+    pinned.run.generation = 2;
+    let pins = vec![Pin {
+        uid: "u".to_owned(),
+        image: pull_id(&pinned).image,
+        generation: 2,
+    }];
+    let runtime = pulls_take("0");
+    let worker = Worker::start(&cell, runtime.clone(), settings()).await;
+    cell.release(&pinned).await;
+    eventually("a heartbeat that names the pin", LIMIT, async || {
+        let beats = cell.heartbeats();
+        beats.iter().any(|beat| beat.pins == pins)
+    })
+    .await;
+    assert_eq!(runtime.pins(), pins);
+    let revocation = Revocation {
+        pulls: vec![],
+        unpin: pins,
+    };
+    cell.say_revoked(revocation).await;
+    eventually("the pin to go", LIMIT, async || runtime.pins().is_empty()).await;
     worker.stop().await;
 }
 

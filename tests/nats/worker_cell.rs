@@ -178,8 +178,15 @@ impl Cell {
     }
 
     pub(crate) async fn revoke(&self, task: &PullTask) {
-        let pulls = vec![pull_id(task)];
-        let payload = serde_json::to_vec(&Revocation { pulls }).unwrap();
+        self.say_revoked(Revocation {
+            pulls: vec![pull_id(task)],
+            unpin: vec![],
+        })
+        .await;
+    }
+
+    pub(crate) async fn say_revoked(&self, revocation: Revocation) {
+        let payload = serde_json::to_vec(&revocation).unwrap();
         let subject = self.bus.subjects.revoke(&node());
         self.bus
             .client

@@ -54,6 +54,7 @@ pub const SOMETIMES: [&str; 53] = [
     "an answer came too late or never",
     "an effect of a deposed leader was performed",
     "images were left to the nodes to resolve",
+    "pins were taken back",
     "the broker restarted",
     "the broker's word on a publish was lost",
     "a zone or a host was full",

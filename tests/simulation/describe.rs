@@ -31,9 +31,11 @@ pub fn input(input: &Input) -> String {
             "registered {node} {} {:?} lost {}",
             registration.instance, registration.facts.labels, registration.consumer_lost
         ),
-        Input::Heartbeat { node, heartbeat } => {
-            format!("heartbeat {node} holding {}", heartbeat.holding.len())
-        }
+        Input::Heartbeat { node, heartbeat } => format!(
+            "heartbeat {node} holding {} pinning {}",
+            heartbeat.holding.len(),
+            heartbeat.pins.len()
+        ),
         Input::NodeRecord(_)
         | Input::JobRecord(_)
         | Input::Released { .. }
@@ -67,7 +69,11 @@ pub fn effect(effect: &Effect) -> String {
             task.node,
             task.image.repository()
         ),
-        Effect::Revoke { node, pulls } => format!("revoke {} pulls of {node}", pulls.len()),
+        Effect::Revoke { node, revocation } => format!(
+            "revoke {} pulls of {node} and unpin {:?}",
+            revocation.pulls.len(),
+            revocation.unpin
+        ),
         Effect::Resolve { job, run: of, .. } => format!("resolve {job} {}", run(of)),
         Effect::DeleteRecord(_)
         | Effect::DeleteNode(_)

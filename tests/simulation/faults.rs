@@ -302,6 +302,8 @@ impl Planner<'_> {
             spec.image_pull_policy = ImagePullPolicy::Always;
         }
         spec.absent_after_seconds = self.small(5, 121);
+        // Drawn from what is drawn already, so that a seed goes on standing for the same plan.
+        spec.pin = spec.absent_after_seconds.is_multiple_of(3);
         spec.pull_policy.timeout_seconds = self.small(5, 60);
         spec.pull_policy.backoff_limit = self.small(0, 4);
         if self.rng.percent(25) {

@@ -189,6 +189,9 @@ impl World {
                 return Some(what);
             }
         }
+        if let Some(what) = self.ownerless_pin() {
+            return Some(what);
+        }
         let last = self.broker.last_sequence(EVENTS);
         match self.leader() {
             None => Some("nobody leads".to_owned()),
@@ -220,6 +223,7 @@ impl World {
 
     /// Everything has ended: nothing is missing and nothing is left over.
     pub fn check_the_end(&mut self) -> Verdict {
+        self.check_pins_held()?;
         for record in invariants::records(&self.broker) {
             let status = &record.status;
             let end = status.outcome.map(|outcome| match outcome {

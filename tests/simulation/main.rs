@@ -31,6 +31,7 @@ mod mishaps;
 mod net;
 mod payload;
 mod perform;
+mod pins;
 mod registry;
 mod rng;
 mod runs;

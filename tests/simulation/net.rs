@@ -8,7 +8,7 @@ use prewarm::dispatch::Input as DispatchInput;
 use prewarm::domain::image::ImageRef;
 use prewarm::domain::name::{JobName, NodeName};
 use prewarm::wire::task::Run;
-use prewarm::wire::worker::{Heartbeat, PullId, Registration};
+use prewarm::wire::worker::{Heartbeat, Registration, Revocation};
 use prewarm::work::effect::PullHandle;
 
 use crate::broker::{Delivery, Demands, End, Millis, Refusal, Stored};
@@ -132,7 +132,7 @@ pub enum Core {
         node: NodeName,
         heartbeat: Heartbeat,
     },
-    Revocation(Vec<PullId>),
+    Revocation(Revocation),
     /// A worker's consumer is there.
     Welcome(Ticket),
 }

@@ -257,8 +257,8 @@ impl Performer {
             Effect::Release(task) => self.release(net, *task),
             Effect::WithdrawJob(name) => self.withdraw(net, self.subjects.tasks_of_job(&name)),
             Effect::WithdrawPull(key) => self.withdraw(net, self.subjects.task(&key)),
-            Effect::Revoke { node, pulls } => {
-                net.send_to_node(self.life, &node, Core::Revocation(pulls))
+            Effect::Revoke { node, revocation } => {
+                net.send_to_node(self.life, &node, Core::Revocation(revocation))
             }
             Effect::Resolve {
                 job, run, images, ..

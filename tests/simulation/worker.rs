@@ -1,6 +1,6 @@
 //! A worker's process, as `prewarm::work::run` is, with a runtime that keeps names of images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prewarm::domain::failure::{Failure, FailureKind};
@@ -8,6 +8,7 @@ use prewarm::domain::image::Digest;
 use prewarm::domain::job::ImagePullPolicy;
 use prewarm::domain::name::NodeName;
 use prewarm::domain::node::NodeFacts;
+use prewarm::domain::pin::Pin;
 use prewarm::wire::event::PullResult;
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::task::PullTask;
@@ -51,6 +52,8 @@ pub struct WorkerProcess {
     pub state: Option<WorkerState>,
     /// What the node has, by reference.
     pub images: BTreeMap<String, Digest>,
+    /// What holds its images: labels of the runtime, so they outlive the worker.
+    pub pins: BTreeSet<Pin>,
     running: BTreeMap<PullHandle, Running>,
     tokens: BTreeMap<DeliveryToken, u64>,
     next_token: u64,
@@ -75,6 +78,7 @@ impl WorkerProcess {
             facts,
             state: None,
             images: BTreeMap::new(),
+            pins: BTreeSet::new(),
             running: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: 0,
@@ -251,6 +255,13 @@ impl WorkerProcess {
                 let message = Core::Heartbeat { node, heartbeat };
                 net.send_to_dispatchers(self.life(), &message);
             }
+            Effect::FindPins => return Some(self.find_pins(net)),
+            Effect::Unpin(pins) => {
+                self.pins
+                    .retain(|held| !pins.iter().any(|pin| held.goes_with(pin)));
+                net.counters.bump("pins were taken back");
+                return Some(Input::Unpinned);
+            }
             Effect::Note(Note::Revoked(_)) => {
                 net.counters.bump("a revocation stopped a running pull");
             }
@@ -358,6 +369,7 @@ impl WorkerProcess {
                 digest
             }
         };
+        self.pin(task);
         let bytes = if good_enough { 0 } else { 1_000 };
         Ok(PullResult {
             digest,
@@ -371,6 +383,28 @@ impl WorkerProcess {
             engine: String::new(),
             engine_reason: String::new(),
         })
+    }
+
+    fn find_pins(&self, net: &mut Net) -> Input {
+        if net.rng.percent(5) {
+            // The runtime does not answer.
+            return Input::PinsFound(None);
+        }
+        Input::PinsFound(Some(self.pins.iter().cloned().collect()))
+    }
+
+    /// As the runtime does: a hold of an earlier generation becomes one of this.
+    fn pin(&mut self, task: &PullTask) {
+        let pin = Pin {
+            uid: task.run.uid.clone(),
+            image: task.image.token(),
+            generation: task.run.generation,
+        };
+        let newer = |held: &Pin| held.is_same_hold(&pin) && held.generation > pin.generation;
+        if task.pin && !self.pins.iter().any(newer) {
+            self.pins.retain(|held| !held.is_same_hold(&pin));
+            self.pins.insert(pin);
+        }
     }
 
     fn store(&mut self, net: &mut Net, stored: &EventToStore) {
@@ -472,7 +506,7 @@ impl WorkerProcess {
 
     pub fn core(&mut self, net: &mut Net, message: Core) -> Step {
         match message {
-            Core::Revocation(pulls) => self.step(net, Input::Revoked(pulls)),
+            Core::Revocation(revocation) => self.step(net, Input::Revoked(revocation)),
             Core::Welcome(ticket) => {
                 if self.registering.take_if(|open| *open == ticket).is_none() {
                     return Step::Done;

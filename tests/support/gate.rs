@@ -17,6 +17,8 @@ use super::wait::eventually;
 
 /// How much passes in one piece.
 const PIECE: usize = 16 * 1024;
+/// How often a gate that is open for so many bytes a second lets some through.
+const PACE: Duration = Duration::from_millis(10);
 
 /// A TCP proxy on 127.0.0.1 that ends with its value.
 #[derive(Debug)]
@@ -85,6 +87,24 @@ impl Gate {
     /// Lets `bytes` more through.
     pub fn allow(&self, bytes: usize) {
         self.state.allowance.add_permits(bytes);
+    }
+
+    /// Lets so many bytes a second through from now on, as a slow line does.
+    pub fn open_at(&self, bytes_per_second: u32) {
+        let state = self.state.clone();
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(PACE);
+            let mut last = ticks.tick().await;
+            while !state.allowance.is_closed() {
+                let now = ticks.tick().await;
+                let due = f64::from(bytes_per_second) * (now - last).as_secs_f64();
+                last = now;
+                // What nobody takes now does not come on top later.
+                if state.held.load(Ordering::Relaxed) > 0 {
+                    state.allowance.add_permits(due as usize);
+                }
+            }
+        });
     }
 
     /// Lets everything through from now on.

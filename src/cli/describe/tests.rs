@@ -8,6 +8,7 @@ use super::{job, node};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{Event, TaskEvent};
 use crate::wire::record::{JobRecord, NodeRecord};
+use crate::wire::worker::ProgressMessage;
 
 const START: Timestamp = Timestamp::from_millis(1_790_000_000_000);
 
@@ -229,5 +230,44 @@ Pulls:
   5s ago    failed      new   example.com/app:1   Timeout: too slow
   59s ago   succeeded   old   example.com/app:1
 "
+    );
+}
+
+#[test]
+fn pulls_that_go_on_are_listed_with_rate_and_time_left_the_longest_first() {
+    let mut going = super::going::GoingOn::default();
+    let say = |node: &str, more: Value| -> ProgressMessage {
+        let mut message = json!({"job": "base", "uid": "u", "generation": 2, "round": 1, "node": node,
+            "image": "example.com/app:1", "attempt": 1, "phase": "Downloading", "bytesDone": 10 << 20, "bytesTotal": 40 << 20});
+        if let (Some(message), Value::Object(more)) = (message.as_object_mut(), more) {
+            message.extend(more);
+        }
+        serde_json::from_value(message).unwrap()
+    };
+    going.add(say(
+        "n1",
+        json!({"bytesPerSecond": 10 << 20, "secondsLeft": 3}),
+    ));
+    going.add(say(
+        "n2",
+        json!({"bytesPerSecond": 1 << 20, "secondsLeft": 30}),
+    ));
+    going.add(say("n3", json!({"phase": "Committing"})));
+    going.add(say("n4", json!({"waitingAfter": "RateLimited"})));
+    assert_eq!(
+        going.text(),
+        "Pulls going on:
+  n2   example.com/app:1   10.0 MiB of 40.0 MiB, 1.0 MiB/s, about 30s left
+  n1   example.com/app:1   10.0 MiB of 40.0 MiB, 10.0 MiB/s, about 3s left
+  n3   example.com/app:1   committing
+"
+    );
+    for node in 10..25 {
+        going.add(say(&format!("m{node}"), json!({})));
+    }
+    assert!(
+        going.text().ends_with("  and 8 more pulls\n"),
+        "{}",
+        going.text()
     );
 }

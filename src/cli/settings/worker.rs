@@ -8,6 +8,7 @@ use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
 use crate::domain::selector::{check_label_key, check_label_value};
+use crate::image::containerd::Nice;
 use crate::image::size::{Bandwidth, ByteSize, DiskReserve};
 use crate::kubernetes::pod::Pod;
 use crate::kubernetes::standing::Choices;
@@ -52,6 +53,14 @@ pub struct WorkerArgs {
         default_value = "false"
     )]
     pub sync_filesystem: String,
+    /// How much pulls stand back for others on the processor and the disk, 0 to 19
+    #[arg(
+        long,
+        env = "PREWARM_NICE",
+        value_name = "NUMBER",
+        default_value = "10"
+    )]
+    pub nice: String,
     /// How much of the disk of images stays free: a percentage, or bytes
     #[arg(
         long,
@@ -144,6 +153,8 @@ pub struct NodeSettings {
     pub memory_limit: ByteSize,
     /// Whether everything is on the disk before an image is named.
     pub sync_filesystem: bool,
+    /// How much pulls stand back.
+    pub nice: Nice,
     /// Where images go.
     pub runtime: RuntimeChoice,
 }
@@ -171,6 +182,7 @@ impl WorkerArgs {
         };
         let memory_limit = self.memory_limit(check);
         let sync_filesystem = check.parsed("sync-filesystem", Some(&self.sync_filesystem));
+        let nice = check.parsed("nice", Some(&self.nice));
         let min_free_disk = check.parsed("min-free-disk", Some(&self.min_free_disk));
         let runtime = match self.runtime.trim() {
             "containerd" => self.containerd.check(check).map(RuntimeChoice::Containerd),
@@ -192,6 +204,7 @@ impl WorkerArgs {
             bandwidth_limit: bandwidth_limit?,
             memory_limit: memory_limit?,
             sync_filesystem: sync_filesystem?,
+            nice: nice?,
             runtime: runtime?,
         })
     }
@@ -310,6 +323,7 @@ mod tests {
             capacity: "3".to_owned(),
             memory_limit: "256MiB".to_owned(),
             sync_filesystem: "false".to_owned(),
+            nice: "10".to_owned(),
             min_free_disk: "10%".to_owned(),
             runtime: "containerd".to_owned(),
             containerd: ContainerdArgs {
@@ -438,6 +452,7 @@ mod tests {
         args.bandwidth_limit = Some("fast".to_owned());
         args.memory_limit = "1MiB".to_owned();
         args.sync_filesystem = "perhaps".to_owned();
+        args.nice = "20".to_owned();
         args.containerd.containerd_address = "containerd.sock".to_owned();
         args.containerd.snapshotter = "over lay".to_owned();
         let problems = checked(&args, "a").unwrap_err();
@@ -447,6 +462,7 @@ mod tests {
             "--bandwidth-limit: ",
             "--memory-limit: 1.0 MiB is too little",
             "--sync-filesystem: ",
+            "--nice: \"20\" is not a niceness",
             "--min-free-disk: ",
             "--containerd-address: ",
             "--snapshotter: ",

@@ -186,11 +186,7 @@ struct Session {
 impl Session {
     async fn open(bus: &Bus, watch: Watch, place: Place) -> Result<Self, Failure> {
         let one = watch.jobs.only();
-        let progress = bus
-            .client
-            .subscribe(bus.subjects.progress_of(one))
-            .await
-            .map_err(|error| journal::unanswered("a subscription", &error))?;
+        let progress = journal::subscribe(bus, bus.subjects.progress_of(one)).await?;
         let stream = journal::stream(bus, &bus.subjects.events_stream()).await?;
         let subjects = vec![bus.subjects.job_events(one), bus.subjects.task_events(one)];
         let events = Journal::open(&stream, subjects, From::After(watch.after)).await?;

@@ -7,7 +7,7 @@ use crate::cli::summary::Ending;
 use crate::domain::failure::FailureKind;
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
-use crate::domain::progress::{PullPhase, PullProgress};
+use crate::domain::progress::{Pace, PullPhase, PullProgress};
 use crate::domain::status::JobPhase;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{Event, JobEvent, JobEventKind, PullState, TaskEvent};
@@ -50,6 +50,8 @@ pub(super) struct ActivePull {
     pub attempt: u32,
     /// Phase and bytes.
     pub progress: PullProgress,
+    /// Rate and time left.
+    pub pace: Pace,
     /// Why the last attempt failed, while the next is awaited.
     pub waiting_after: Option<FailureKind>,
     /// When it was last heard of, or when its next attempt is due.
@@ -170,11 +172,14 @@ impl State {
         if self.pulls.len() >= MAX_PULLS && !self.pulls.contains_key(&key) {
             return;
         }
-        let known = self.pulls.get(&key).map(|pull| pull.progress);
+        let known = self.pulls.get(&key);
+        let known = known.map(|pull| (pull.progress, pull.pace));
+        let (progress, pace) = known.unwrap_or_default();
         let pull = ActivePull {
             image: event.image.clone(),
             attempt: event.attempt,
-            progress: known.unwrap_or_default(),
+            progress,
+            pace,
             waiting_after,
             heard,
         };
@@ -190,6 +195,7 @@ impl State {
             image: message.image,
             attempt: message.attempt,
             progress: message.progress,
+            pace: message.pace,
             waiting_after: message.waiting_after,
             heard: now,
         };
@@ -225,10 +231,7 @@ impl State {
             record.status.bytes_registry + record.status.bytes_elsewhere
         });
         let active = self.pulls.iter().filter(|(key, _)| key.job == *name);
-        ended
-            + active
-                .map(|(_, pull)| pull.progress.bytes_done)
-                .sum::<u64>()
+        ended + active.map(|(_, pull)| pull.progress.fetched()).sum::<u64>()
     }
 
     /// Bytes a second over the last few seconds; `None` before there are two samples.
@@ -271,15 +274,29 @@ fn is_outdated(ending: &Ending, record: &JobRecord) -> bool {
     }
 }
 
-/// How much of a pull is behind it, from 0 to 1; unpacking is given its last tenth.
+/// How much of a pull is behind it, from 0 to 1; what was there before is not part of it.
 fn fraction(progress: &PullProgress) -> f64 {
-    match progress.phase {
-        PullPhase::Resolving => 0.0,
-        PullPhase::Unpacking => 0.9,
-        PullPhase::Downloading if progress.bytes_total == 0 => 0.0,
-        #[expect(clippy::cast_precision_loss, reason = "a share needs no 64 bits")]
-        PullPhase::Downloading => {
-            0.9 * (progress.bytes_done as f64 / progress.bytes_total as f64).min(1.0)
-        }
+    if progress.phase == PullPhase::Committing {
+        return 1.0;
     }
+    let parts = [
+        (
+            progress.bytes_done,
+            progress.bytes_present,
+            progress.bytes_total,
+        ),
+        (
+            progress.unpack_done,
+            progress.unpack_present,
+            progress.unpack_total,
+        ),
+    ];
+    let sum = |part: fn((u64, u64, u64)) -> u64| parts.into_iter().map(part).sum::<u64>();
+    let (done, all) = (
+        sum(|(done, present, _)| done.saturating_sub(present)),
+        sum(|(_, present, total)| total.saturating_sub(present)),
+    );
+    #[expect(clippy::cast_precision_loss, reason = "a share needs no 64 bits")]
+    let share = done as f64 / all.max(1) as f64;
+    share.min(1.0)
 }

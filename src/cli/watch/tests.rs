@@ -77,7 +77,10 @@ fn bars_show_the_job_and_its_pulls() {
     state.handle(at(0), record("Running", 4, 1, 2, 400 << 20));
     state.handle(at(0), progress("node-6", downloading(10, 100)));
     state.tick(at(0));
-    state.handle(at(2), progress("node-6", downloading(50, 100)));
+    let mut quick = downloading(50, 100);
+    quick["bytesPerSecond"] = json!(20 << 20);
+    quick["secondsLeft"] = json!(3);
+    state.handle(at(2), progress("node-6", quick));
     let failed = json!({"state": "retrying", "failure": {"kind": "RateLimited", "message": "x"}, "nextAttemptAt": at(20)});
     state.handle(at(2), task("node-7", failed));
     state.tick(at(2));
@@ -85,7 +88,7 @@ fn bars_show_the_job_and_its_pulls() {
         bars(&state, at(10), 5),
         [
             "base  ████████░░░░░░░░  5/10 pulls, 1 failed, 450.0 MiB, 20.0 MiB/s, about 9s left, 2 active, 4/10 nodes",
-            "  ██████░░░░░░  node-6  example.com/app:1  50.0 MiB of 100.0 MiB",
+            "  ██████░░░░░░  node-6  example.com/app:1  50.0 MiB of 100.0 MiB, 20.0 MiB/s, about 3s left",
             "  ░░░░░░░░░░░░  node-7  example.com/app:1  waiting after RateLimited",
         ]
     );
@@ -181,4 +184,29 @@ fn the_end_comes_by_event_or_by_record_and_a_rerun_takes_it_back() {
     assert!(state.jobs[&name()].ending.is_some());
     state.handle(at(2), told(json!({"event": "started"})));
     assert!(state.jobs[&name()].ending.is_none());
+}
+
+#[test]
+fn what_was_there_before_is_neither_traffic_nor_rate() {
+    let mut state = State::default();
+    state.handle(at(0), record("Running", 0, 0, 1, 0));
+    state.tick(at(0));
+    let mut resumed = downloading(81, 100);
+    resumed["bytesPresent"] = json!(80 << 20);
+    state.handle(at(1), progress("node-1", resumed));
+    state.tick(at(1));
+    assert_eq!(state.bytes(&name()), 1 << 20);
+    assert_eq!(state.rate(&name()), Some(1 << 20));
+}
+
+#[test]
+fn unpacking_has_a_bar_of_its_own() {
+    let mut state = State::default();
+    state.handle(at(0), record("Running", 0, 0, 1, 0));
+    let unpacking = json!({"phase": "Unpacking", "bytesDone": 100, "bytesTotal": 100, "unpackDone": 50, "unpackTotal": 99});
+    state.handle(at(0), progress("node-1", unpacking));
+    assert_eq!(
+        bars(&state, at(0), 5)[1],
+        "  ██████░░░░░░  node-1  example.com/app:1  unpacked 50 B of 99 B"
+    );
 }

@@ -83,21 +83,17 @@ fn job_words(state: &State, name: &JobName, record: &JobRecord, now: Timestamp) 
 
 fn pull_bar(key: &PullKey, pull: &ActivePull) -> String {
     let progress = &pull.progress;
-    let bar = text::bar(progress.bytes_done, progress.bytes_total, PULL_BAR);
+    let (done, total) = match progress.phase {
+        PullPhase::Unpacking => (progress.unpack_done, progress.unpack_total),
+        _ => (progress.bytes_done, progress.bytes_total),
+    };
+    let bar = text::bar(done, total, PULL_BAR);
     let mut line = format!("  {bar}  {}  {}  ", key.node, pull.image);
-    match (pull.waiting_after, progress.phase) {
-        (Some(kind), _) => {
+    match pull.waiting_after {
+        Some(kind) => {
             let _ = write!(line, "waiting after {kind}");
         }
-        (None, PullPhase::Resolving) => line.push_str("resolving"),
-        (None, PullPhase::Unpacking) => line.push_str("unpacking"),
-        (None, PullPhase::Downloading) => {
-            let (done, total) = (
-                text::bytes(progress.bytes_done),
-                text::bytes(progress.bytes_total),
-            );
-            let _ = write!(line, "{done} of {total}");
-        }
+        None => line.push_str(&text::progress(progress, &pull.pace)),
     }
     if pull.attempt > 1 {
         let _ = write!(line, ", attempt {}", pull.attempt);

@@ -13,6 +13,7 @@ use crate::domain::image::{Digest, ImageRef};
 use crate::domain::job::JobSpec;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::node::NodeFacts;
+use crate::domain::pin::Pin;
 use crate::domain::status::Counts;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{
@@ -59,6 +60,7 @@ pub(super) struct Cell {
     /// How many records were written.
     pub(super) writes: usize,
     pub(super) revoked: Vec<(NodeName, PullId)>,
+    pub(super) unpinned: Vec<(NodeName, Pin)>,
     /// The start of the consumer that was made or found last, by node.
     pub(super) welcomed: Vec<(NodeName, bool, u64)>,
     /// Workers that live, with their facts.
@@ -93,6 +95,7 @@ impl Cell {
             acknowledged: Vec::new(),
             writes: 0,
             revoked: Vec::new(),
+            unpinned: Vec::new(),
             welcomed: Vec::new(),
             workers: BTreeMap::new(),
             resolves: true,
@@ -162,9 +165,11 @@ impl Cell {
             Effect::WithdrawPull(key) => {
                 self.tasks.remove(&key);
             }
-            Effect::Revoke { node, pulls } => {
-                let pulls = pulls.into_iter().map(|pull| (node.clone(), pull));
-                self.revoked.extend(pulls);
+            Effect::Revoke { node, revocation } => {
+                let pulls = revocation.pulls.into_iter();
+                self.revoked.extend(pulls.map(|pull| (node.clone(), pull)));
+                let pins = revocation.unpin.into_iter();
+                self.unpinned.extend(pins.map(|pin| (node.clone(), pin)));
             }
             Effect::Resolve {
                 job, run, images, ..
@@ -304,7 +309,12 @@ impl Cell {
         let heartbeat = Heartbeat {
             instance: format!("{name}-1"),
             holding,
+            pins: Vec::new(),
         };
+        self.hear(name, heartbeat);
+    }
+
+    pub(super) fn hear(&mut self, name: &NodeName, heartbeat: Heartbeat) {
         let node = name.clone();
         self.tell(Input::Heartbeat { node, heartbeat });
     }

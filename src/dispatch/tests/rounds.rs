@@ -62,10 +62,7 @@ fn two_dispatchers_agree_on_when_the_next_round_is_due() {
         let mut effects = Vec::new();
         while effects.is_empty() {
             now = now.after(std::time::Duration::from_secs(1));
-            let heartbeat = crate::wire::worker::Heartbeat {
-                instance: String::new(),
-                holding: Vec::new(),
-            };
+            let heartbeat = crate::wire::worker::Heartbeat::default();
             let node = node("a");
             let input = crate::dispatch::Input::Heartbeat { node, heartbeat };
             dispatcher.handle(now, input, &mut effects);

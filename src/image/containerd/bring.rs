@@ -16,7 +16,6 @@ use super::snapshotters::Snapshotters;
 use super::{Shared, unpack};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
-use crate::domain::progress::PullPhase;
 use crate::image::cri::{Cri, Unpacks, Version};
 use crate::image::registry::manifest::ImageConfig;
 use crate::image::{Engine, PullRequest};
@@ -61,8 +60,8 @@ enum Work<'a> {
         fetcher: &'a Fetcher<'a>,
         scratch: Option<&'a Scratch>,
     },
-    /// Unpack what was brought for another snapshotter.
-    Unpack(&'a Unpacks),
+    /// Unpack what was brought for another snapshotter, the so manyth.
+    Unpack(usize, &'a Unpacks),
 }
 
 impl Pull<'_> {
@@ -84,21 +83,28 @@ impl Pull<'_> {
             scratch: scratch.as_ref(),
         };
         let (choice, download) = self.by_turns(&offers, wants, &work).await?;
-        for other in self.snapshotters.others.iter().filter(|_| wants.unpack) {
-            self.unpack_for(other, wants).await?;
+        for (number, other) in (1..).zip(&self.snapshotters.others) {
+            if wants.unpack {
+                self.unpack_for(number, other, wants).await?;
+            }
         }
         Ok((choice, download))
     }
 
-    /// Unpacks what was brought for another snapshotter.
-    async fn unpack_for(&self, other: &Unpacks, wants: Wants) -> Result<(), Failure> {
+    /// Unpacks what was brought for another snapshotter, the so manyth.
+    async fn unpack_for(
+        &self,
+        number: usize,
+        other: &Unpacks,
+        wants: Wants,
+    ) -> Result<(), Failure> {
         let snapshotter = other.snapshotter.as_str();
         let offers = Offers {
             snapshotter,
             obstacle: Some(Obstacle::NotOwn(snapshotter.to_owned())),
             cri: true,
         };
-        let work = Work::Unpack(other);
+        let work = Work::Unpack(number, other);
         self.by_turns(&offers, wants, &work).await.map(drop)
     }
 
@@ -106,12 +112,9 @@ impl Pull<'_> {
     async fn work(&self, engine: Engine, work: &Work<'_>) -> Result<Duration, Failure> {
         let own_by_cri = self.snapshotters.own_by_cri.as_ref();
         match (work, engine, own_by_cri) {
-            (Work::Unpack(other), Engine::Cri, _) => self.pull_image(other).await,
-            (Work::Unpack(other), ..) => {
-                let (lease, image) = (self.lease, &self.plan.image);
-                let config = read_config(lease, self.request, image).await?;
-                let snapshotter = &other.snapshotter;
-                unpack::unpack(self.shared, lease, snapshotter, &image.manifest, &config).await?;
+            (Work::Unpack(number, other), Engine::Cri, _) => self.pull_image(*number, other).await,
+            (Work::Unpack(number, other), ..) => {
+                self.unpack(*number, &other.snapshotter).await?;
                 Ok(Duration::ZERO)
             }
             (
@@ -122,7 +125,7 @@ impl Pull<'_> {
                 Engine::Native,
                 _,
             ) => self.stream(fetcher, scratch).await,
-            (Work::Bring { .. }, Engine::Cri, Some(unpacks)) => self.pull_image(unpacks).await,
+            (Work::Bring { .. }, Engine::Cri, Some(unpacks)) => self.pull_image(0, unpacks).await,
             (Work::Bring { fetcher, .. }, ..) => self.fetch_and_unpack(fetcher).await,
         }
     }
@@ -161,7 +164,7 @@ impl Pull<'_> {
 
     /// Has containerd pull by itself, what the tag means for this pull. The names are given afterwards, as by the
     /// other engines.
-    async fn pull_image(&self, unpacks: &Unpacks) -> Result<Duration, Failure> {
+    async fn pull_image(&self, number: usize, unpacks: &Unpacks) -> Result<Duration, Failure> {
         let started = Instant::now();
         let (shared, image) = (self.shared, &self.plan.image);
         let request = self.request;
@@ -173,9 +176,7 @@ impl Pull<'_> {
         let cri = shared.client.cri();
         cri.pull_image(&name, logins, unpacks.handler.as_deref())
             .await?;
-        for blob in image.blobs() {
-            self.meter.set(&blob.digest, blob.size);
-        }
+        self.meter.complete(number);
         Ok(started.elapsed())
     }
 
@@ -203,16 +204,21 @@ impl Pull<'_> {
     /// First all blobs, then layer by layer. Says how long the first took.
     async fn fetch_and_unpack(&self, fetcher: &Fetcher<'_>) -> Result<Duration, Failure> {
         let started = Instant::now();
-        let (lease, image) = (self.lease, &self.plan.image);
-        fetch(fetcher, image).await?;
+        fetch(fetcher, &self.plan.image).await?;
         let download = started.elapsed();
         if self.request.unpack {
-            self.meter.phase(PullPhase::Unpacking);
-            let config = read_config(lease, self.request, image).await?;
-            let own = &self.snapshotters.own;
-            unpack::unpack(self.shared, lease, own, &image.manifest, &config).await?;
+            self.unpack(0, &self.snapshotters.own).await?;
         }
         Ok(download)
+    }
+
+    /// Has containerd unpack what was brought, for the so manyth snapshotter.
+    async fn unpack(&self, number: usize, snapshotter: &str) -> Result<(), Failure> {
+        let (lease, image) = (self.lease, &self.plan.image);
+        let config = read_config(lease, self.request, image).await?;
+        let layer = |layer| self.meter.layer(number, layer);
+        let to = (snapshotter, &layer);
+        unpack::unpack(self.shared, lease, to, &image.manifest, &config).await
     }
 }
 

@@ -116,7 +116,7 @@ impl Client {
     }
 
     pub(super) fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone())
+        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     pub(super) fn leases(&self) -> LeasesClient<Channel> {

@@ -25,6 +25,8 @@ use crate::image::registry::manifest::{
 
 /// How much goes to containerd at a time, in bytes.
 const WRITE_BYTES: usize = 1 << 20;
+/// How many bytes of a blob come before they are told of: on a slow line a piece to be written takes a while.
+const TELL_BYTES: u64 = 32 << 10;
 /// How often a blob is taken up again after broken connections that brought next to nothing, one after the other.
 const MAX_FRUITLESS_RESUMES: u32 = 2;
 /// Fewest bytes that make an attempt worth another.
@@ -299,6 +301,7 @@ impl Fetcher<'_> {
         *endpoint = opened.endpoint;
         let mut stream = opened.stream;
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
+        let mut told = ingest.offset;
         loop {
             let next = stream.next().await;
             if let Some(Ok(chunk)) = &next {
@@ -310,6 +313,10 @@ impl Fetcher<'_> {
             let received = ingest.offset + buffer.len() as u64;
             if received > size {
                 return Err(CopyError::Mismatch(format!("more than {size} bytes came")));
+            }
+            if received - told >= TELL_BYTES {
+                told = received;
+                self.progress(turn, digest, received);
             }
             let ended = !matches!(next, Some(Ok(_)));
             if buffer.len() >= WRITE_BYTES || (ended && !buffer.is_empty()) {
@@ -330,17 +337,20 @@ impl Fetcher<'_> {
                 Some(Ok(_)) => {}
                 None if ingest.offset == size => return Ok(()),
                 Some(Err(failure)) => return Err(CopyError::Broken(failure)),
-                None => {
-                    return Err(CopyError::Broken(Failure::new(
-                        FailureKind::RegistryUnavailable,
-                        format!(
-                            "blob {digest} of {}: ended after {} of {size} bytes",
-                            self.image, ingest.offset
-                        ),
-                    )));
-                }
+                None => return Err(self.ended_early(blob, ingest.offset)),
             }
         }
+    }
+
+    fn ended_early(&self, blob: &Descriptor, reached: u64) -> CopyError {
+        let (digest, size) = (&blob.digest, blob.size);
+        CopyError::Broken(Failure::new(
+            FailureKind::RegistryUnavailable,
+            format!(
+                "blob {digest} of {}: ended after {reached} of {size} bytes",
+                self.image
+            ),
+        ))
     }
 
     /// Waits while another client, kubelet's pull as a rule, writes the blob.

@@ -21,11 +21,14 @@ mod meter;
 mod names;
 mod native;
 mod parts;
+mod pinned;
+mod pins;
 mod plan;
 mod presence;
 mod pull;
 mod seen;
 mod snapshotters;
+mod threads;
 mod throttle;
 mod unpack;
 
@@ -40,7 +43,10 @@ use self::engine::Choice;
 use self::flights::Flights;
 use self::lease::HeldLeases;
 use self::memory::Memory;
+use self::pins::Pins;
 use self::snapshotters::{Known, Snapshotters};
+use self::threads::Threads;
+pub use self::threads::{Nice, NiceError};
 use self::throttle::Throttle;
 use super::cri::Cri;
 use super::registry::Registry;
@@ -48,6 +54,7 @@ use super::size::{Bandwidth, ByteSize, DiskReserve};
 use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Platform;
+use crate::domain::pin::Pin;
 
 /// How to reach containerd and what to do there.
 #[derive(Clone, Debug)]
@@ -76,6 +83,8 @@ pub struct PullLimits {
     /// Whether everything is written to the disk before an image is named. containerd does not, and
     /// images pulled just before a power loss may then have empty files (containerd issue 8895).
     pub sync_filesystem: bool,
+    /// How much the threads of pulls stand back for others.
+    pub nice: Nice,
 }
 
 impl Default for PullLimits {
@@ -84,6 +93,7 @@ impl Default for PullLimits {
             memory: ByteSize(256 << 20),
             bandwidth: None,
             sync_filesystem: false,
+            nice: Nice::default(),
         }
     }
 }
@@ -101,9 +111,11 @@ struct Shared {
     blobs: Flights,
     snapshots: Flights,
     leases: HeldLeases,
+    pins: Pins,
     memory: Memory,
     throttle: Option<Throttle>,
     sync_filesystem: bool,
+    threads: Threads,
 }
 
 impl fmt::Debug for Containerd {
@@ -120,7 +132,7 @@ impl Containerd {
     /// may start before containerd does. [`probe`](Self::probe) says whether it is there.
     ///
     /// # Errors
-    /// `RuntimeUnavailable` for an address or namespace that cannot be one.
+    /// `RuntimeUnavailable` for an address or namespace that cannot be one, or when no threads can be started.
     pub fn connect(config: ContainerdConfig) -> Result<Self, Failure> {
         Ok(Self(Arc::new(Shared {
             client: Client::new(&config.address, &config.namespace)?,
@@ -136,7 +148,9 @@ impl Containerd {
                 .bandwidth
                 .map(|Bandwidth(ByteSize(rate))| Throttle::new(rate)),
             sync_filesystem: config.limits.sync_filesystem,
+            threads: Threads::new(config.limits.nice)?,
             leases: HeldLeases::default(),
+            pins: Pins::default(),
         })))
     }
 
@@ -183,6 +197,23 @@ impl Containerd {
             .collect())
     }
 
+    /// The pins that pulls have set here and nobody has taken back; none of a runtime that offers CRI alone.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer.
+    pub async fn pins(&self) -> Result<Vec<Pin>, Failure> {
+        pins::all(&self.0.client).await
+    }
+
+    /// Takes pins back, those of the same and of earlier generations. CRI's label goes with the last pin, if it was a
+    /// pin that set it.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not answer; some may be taken back then.
+    pub async fn unpin(&self, pins: &[Pin]) -> Result<(), Failure> {
+        self.0.pins.take_back(&self.0.client, pins).await
+    }
+
     /// Puts the image into containerd, or finds that it is there.
     ///
     /// Cancelling `cancelled` ends the pull and gives back all it took. Dropping the future, as a
@@ -209,7 +240,7 @@ impl Containerd {
         );
         // A task of its own, because what it took has to be given back even if nobody waits for it.
         let _abandon = abandoned.drop_guard();
-        tokio::spawn(pull).await.unwrap_or_else(|error| {
+        self.0.threads.spawn(pull).await.unwrap_or_else(|error| {
             Err(Failure::new(
                 FailureKind::Internal,
                 format!("the pull's task ended: {error}"),

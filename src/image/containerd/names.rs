@@ -10,7 +10,7 @@ use containerd_client::types::Descriptor as WireDescriptor;
 use prost_types::FieldMask;
 
 use super::client::Client;
-use super::labels::{CRI_IMAGE, CRI_PINNED, Labels};
+use super::labels::{CRI_IMAGE, Labels};
 use crate::domain::failure::Failure;
 use crate::domain::image::{Digest, ImageRef};
 use crate::image::PullRequest;
@@ -39,15 +39,11 @@ fn lookup_tag(image: &ImageRef) -> Option<String> {
     image.tag_name().filter(|_| image.digest().is_none())
 }
 
-/// The labels an image's records need.
+/// The labels an image's records need; pins are beside them.
 pub(super) fn labels(request: &PullRequest) -> Labels {
     let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     let user: &BTreeMap<String, String> = &request.labels;
-    user.clone()
-        .into_iter()
-        .chain([own(CRI_IMAGE)])
-        .chain(request.pin.then(|| own(CRI_PINNED)))
-        .collect()
+    user.clone().into_iter().chain([own(CRI_IMAGE)]).collect()
 }
 
 /// Whether a record is there, points at the target and has the labels.

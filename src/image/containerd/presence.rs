@@ -26,6 +26,8 @@ pub(super) struct Present {
     pub(super) digest: Digest,
     /// Compressed bytes of it.
     pub(super) bytes: u64,
+    /// All its names.
+    pub(super) names: Vec<String>,
 }
 
 /// Finds what the reference's name points at on this node; `None` when there is no such name.
@@ -56,8 +58,9 @@ pub(super) async fn find(
     let is_image = manifest.is_image();
     let config_name = is_image.then_some(&manifest.config.digest);
     let wanted = names::labels(request);
-    for name in names::all(&request.image, target, config_name) {
-        let record = names::get(client, &name).await?;
+    let names = names::all(&request.image, target, config_name);
+    for name in &names {
+        let record = names::get(client, name).await?;
         if !names::is_complete(record.as_ref(), target, &wanted) {
             return Ok(None);
         }
@@ -88,6 +91,7 @@ pub(super) async fn find(
     Ok(Some(Present {
         digest: target.clone(),
         bytes: layers + manifest.config.size,
+        names,
     }))
 }
 

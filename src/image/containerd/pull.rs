@@ -90,6 +90,7 @@ pub(super) async fn run(
             if let Err(status) = crashed.await {
                 tracing::debug!(%status, "leases of crashed pulls were not ended; they end by themselves");
             }
+            stop.or(pin(shared, &request, &present.names)).await.0?;
             return Ok(PullReport {
                 digest: present.digest,
                 already_present: true,
@@ -122,6 +123,14 @@ pub(super) async fn run(
     workers.wait().await;
     lease.end(ending).await;
     done
+}
+
+/// Pins the image that has these names, if that is asked for.
+async fn pin(shared: &Shared, request: &PullRequest, names: &[String]) -> Result<(), Failure> {
+    match &request.pin {
+        Some(pin) => shared.pins.set(&shared.client, pin, names).await,
+        None => Ok(()),
+    }
 }
 
 /// A pull into a runtime that offers CRI and nothing else.
@@ -221,17 +230,14 @@ impl Pull<'_> {
         let (shared, request, lease) = (self.shared, self.request, self.lease);
         let image = &self.plan.image;
         let blobs = image.blobs();
-        let total = blobs.iter().map(|blob| blob.size);
-        let pages = image.pages.iter().map(|page| page.descriptor.size);
-        self.meter
-            .start(total.chain(pages).fold(0, u64::saturating_add));
         let started = Instant::now();
         let missing = presence::missing(shared, blobs.iter().copied()).await?;
         let names: Vec<_> = self
             .snapshotters
             .names()
-            .filter(|_| request.unpack)
+            .filter(|_| request.unpack && image.manifest.is_image())
             .collect();
+        self.meter.start(image, names.len());
         disk::check(shared, &missing, &names).await?;
         let wants = Wants {
             unpack: request.unpack,
@@ -260,6 +266,7 @@ impl Pull<'_> {
             },
         };
         let (choice, download) = self.bring(&fetcher, scratch, (obstacle, wants)).await?;
+        self.meter.committing();
         for name in names.iter().filter(|_| shared.sync_filesystem) {
             disk::sync(shared, name).await?;
         }
@@ -296,6 +303,7 @@ impl Pull<'_> {
         for name in &names {
             names::set(&self.lease.client, name, image.target(), &labels).await?;
         }
+        pin(self.shared, request, &names).await?;
         if let (Some(config), Some(last)) = (config, names.last()) {
             seen::wait_until_seen(&self.lease.client, last, config).await;
         }

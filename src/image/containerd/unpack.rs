@@ -12,6 +12,7 @@ use super::Shared;
 use super::client::Client;
 use super::labels::{self, Labels};
 use super::lease::{Lease, UNPACK_KEY_PREFIX};
+use super::meter::LayerMeter;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
@@ -20,11 +21,12 @@ use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
 /// came in between.
 const MAX_PREPARES: u32 = 3;
 
-/// Unpacks the layers that have no snapshot of this snapshotter yet, and has the configuration keep the result.
+/// Unpacks the layers that have no snapshot of this snapshotter yet, and has the configuration keep the result. Tells of
+/// each layer, by its number, once it is unpacked.
 pub(super) async fn unpack(
     shared: &Shared,
     lease: &Lease<'_>,
-    snapshotter: &str,
+    (snapshotter, meter): (&str, &impl Fn(usize) -> LayerMeter),
     manifest: &Manifest,
     config: &ImageConfig,
 ) -> Result<(), Failure> {
@@ -32,7 +34,8 @@ pub(super) async fn unpack(
     let chain = config.chain_ids();
     let diff_ids = &config.rootfs.diff_ids;
     let mut parent = None;
-    for ((layer, diff_id), chain_id) in manifest.layers.iter().zip(diff_ids).zip(&chain) {
+    let layers = manifest.layers.iter().enumerate();
+    for (((number, layer), diff_id), chain_id) in layers.zip(diff_ids).zip(&chain) {
         let step = Step {
             shared,
             lease,
@@ -42,7 +45,11 @@ pub(super) async fn unpack(
             chain_id,
             parent,
         };
-        step.run().await?;
+        let meter = meter(number);
+        if step.run().await? {
+            meter.set(0);
+        }
+        meter.set(layer.size);
         parent = Some(chain_id);
     }
     keep(client, snapshotter, manifest, &chain).await
@@ -101,22 +108,23 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    async fn run(&self) -> Result<(), Failure> {
+    /// Says whether the snapshot was not there before.
+    async fn run(&self) -> Result<bool, Failure> {
         let _turn = self.shared.snapshots.turn(self.chain_id, |_| {}).await;
         self.fill(async |mounts| self.apply(mounts).await).await
     }
 
     /// Makes the snapshot out of what `fill` puts into its mounts, or finds it there. Others have to
-    /// be kept from doing the same meanwhile.
+    /// be kept from doing the same meanwhile. Says whether it was not there.
     pub(super) async fn fill(
         &self,
         fill: impl AsyncFnOnce(Vec<Mount>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let key = unpack_key(self.chain_id.as_str());
         self.lease.unpacking(self.snapshotter, &key);
         let Some(mounts) = self.prepare(&key).await? else {
             self.lease.committed(self.snapshotter, &key);
-            return Ok(());
+            return Ok(false);
         };
         let done = match fill(mounts).await {
             Ok(()) => self.commit(&key).await,
@@ -125,7 +133,7 @@ impl Step<'_> {
         if done.is_err() {
             self.lease.remove(self.snapshotter, &key).await;
         }
-        done
+        done.map(|()| true)
     }
 
     /// `None` when the snapshot is there already; it is held by the lease from now on.

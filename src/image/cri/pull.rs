@@ -94,7 +94,7 @@ fn refuse(request: &PullRequest) -> Result<(), Failure> {
             ),
         ));
     }
-    if request.pin {
+    if request.pin.is_some() {
         tracing::warn!(%image, "the image is not pinned: CRI has no pins; set the runtime's own (CRI-O: pinned_images)");
     }
     if !request.labels.is_empty() {

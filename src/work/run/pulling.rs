@@ -8,10 +8,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
 use super::Arrived;
+use super::clock::Clock;
 use super::outbox::Outbox;
 use crate::bus::Bus;
 use crate::domain::failure::{Failure, FailureKind};
-use crate::domain::progress::PullProgress;
+use crate::domain::pin::Pin;
+use crate::domain::progress::{Pace, Pacer, PullProgress};
 use crate::image::{PullReport, PullRequest, Runtime};
 use crate::wire::event::{PullResult, TaskEvent};
 use crate::wire::subject::{PullKey, Subjects};
@@ -110,7 +112,7 @@ impl Pulling {
         }
     }
 
-    /// Says how far the pull is whenever that changes, but not more often than is allowed.
+    /// Says how far the pull is and how fast it goes whenever that changes, but not more often than is allowed.
     async fn report<T>(
         &self,
         task: &PullTask,
@@ -119,20 +121,35 @@ impl Pulling {
     ) -> T {
         let key = PullKey::new(task.node.clone(), task.job.clone(), &task.image);
         let subject = self.subjects.progress(&key);
-        while progress.changed().await.is_ok() {
-            let message = ProgressMessage {
-                job: task.job.clone(),
-                run: task.run.clone(),
-                node: task.node.clone(),
-                image: task.image.clone(),
-                attempt,
-                progress: *progress.borrow_and_update(),
-                waiting_after: None,
-            };
-            self.outbox.say(subject.clone(), &message);
+        let (mut clock, mut pacer) = (Clock::new(), Pacer::default());
+        let mut said = (PullProgress::default(), Pace::default());
+        loop {
+            // Where nothing moves, the rate does: it falls.
+            let still = said.1.bytes_per_second.is_some_and(|rate| rate > 0);
+            tokio::select! {
+                changed = progress.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = tokio::time::sleep(PROGRESS_EVERY), if still => {}
+            }
+            let now = *progress.borrow_and_update();
+            let pace = pacer.pace(clock.now(), &now);
+            if said != (now, pace) {
+                said = (now, pace);
+                let message = ProgressMessage {
+                    job: task.job.clone(),
+                    run: task.run.clone(),
+                    node: task.node.clone(),
+                    image: task.image.clone(),
+                    attempt,
+                    progress: now,
+                    pace,
+                    waiting_after: None,
+                };
+                self.outbox.say(subject.clone(), &message);
+            }
             tokio::time::sleep(PROGRESS_EVERY).await;
         }
-        std::future::pending().await
     }
 }
 
@@ -145,6 +162,7 @@ pub(super) fn waiting(event: &TaskEvent) -> ProgressMessage {
         image: event.image.clone(),
         attempt: event.attempt,
         progress: PullProgress::default(),
+        pace: Pace::default(),
         waiting_after: event.failure.as_ref().map(|failure| failure.kind),
     }
 }
@@ -156,7 +174,11 @@ fn request(task: &PullTask) -> PullRequest {
         policy: task.image_pull_policy,
         platform: task.platform.clone(),
         pull_secrets: task.pull_secrets.clone(),
-        pin: task.pin,
+        pin: task.pin.then(|| Pin {
+            uid: task.run.uid.clone(),
+            image: task.image.token(),
+            generation: task.run.generation,
+        }),
         unpack: task.unpack,
         labels: task.labels.clone(),
     }

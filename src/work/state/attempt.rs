@@ -129,6 +129,8 @@ impl WorkerState {
         result: Result<PullResult, Failure>,
         effects: &mut Vec<Effect>,
     ) {
+        // It may have pinned what it named, however it ended.
+        self.pins.outdate();
         let Some(position) = self.hand.running(pull) else {
             self.hand.ended(pull);
             return;

@@ -171,7 +171,10 @@ impl World {
             }
             Step::Revoke(which) => {
                 let known: Vec<_> = self.open.values().cloned().collect();
-                Input::Revoked(pick(&known, which).into_iter().collect())
+                Input::Revoked(Revocation {
+                    pulls: pick(&known, which).into_iter().collect(),
+                    unpin: Vec::new(),
+                })
             }
             Step::RegisterEnds(registered) => {
                 if !std::mem::take(&mut self.registering) {
@@ -356,7 +359,7 @@ impl World {
                 assert!(!self.drained && self.open.is_empty() && self.pulls.is_empty());
                 self.drained = true;
             }
-            Effect::StopFetching | Effect::Note(_) => {}
+            Effect::StopFetching | Effect::Note(_) | Effect::FindPins | Effect::Unpin(_) => {}
         }
     }
 

@@ -30,7 +30,6 @@ use super::meter::Meter;
 use super::unpack::{Step, has_snapshot, keep};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
-use crate::domain::progress::PullPhase;
 use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
 use crate::image::untar::{self, Implicit, Level};
 
@@ -39,6 +38,9 @@ const LAYERS_AT_ONCE: usize = 16;
 /// Least memory for a layer, in bytes; and how many times its size it takes while it is small.
 const MIN_LAYER_MEMORY: u64 = 512 << 10;
 const MEMORY_PER_BYTE: u64 = 6;
+
+/// The number of the worker's own snapshotter.
+const OWN: usize = 0;
 
 /// One image on its way.
 pub(super) struct Native<'a> {
@@ -81,7 +83,6 @@ impl Native<'_> {
                 let _ = ready.send(layer?).await;
             }
             drop(ready);
-            self.meter.phase(PullPhase::Unpacking);
             Ok::<_, Failure>(())
         };
         let commit = async {
@@ -103,6 +104,7 @@ impl Native<'_> {
         let client = &self.lease.client;
         let snapshotter = &self.shared.snapshotter;
         if has_snapshot(client, snapshotter, chain_id).await? {
+            self.meter.layer(OWN, number).set(layer.size);
             self.fetcher.blob(layer, Labels::new()).await?;
             return Ok(Ready::Committed);
         }
@@ -113,6 +115,7 @@ impl Native<'_> {
         if tap.finish(layer.size).await.is_none() {
             // It came another way, with another client's pull as a rule, who may unpack it as well.
             if has_snapshot(client, snapshotter, chain_id).await? {
+                self.meter.layer(OWN, number).set(layer.size);
                 return Ok(Ready::Committed);
             }
             tap = self.tap(layer, number).await?.0;
@@ -133,7 +136,8 @@ impl Native<'_> {
             0 => Level::Lowest,
             _ => Level::Upper,
         };
-        let tap = Tap::start(self.workers, &layer.digest, dir.clone(), level);
+        let meter = self.meter.layer(OWN, number);
+        let tap = Tap::start(self.workers, &layer.digest, dir.clone(), level, meter);
         Ok((tap, dir))
     }
 
@@ -176,10 +180,9 @@ impl Native<'_> {
                 step.fill(async |mounts| place(mounts, dir, implicit).await)
                     .await?;
                 drop(turn);
-                Ok(())
             }
             // The topmost keeps those below, so that only that one has to be held by the lease.
-            Ready::Committed if number + 1 < chain.len() => Ok(()),
+            Ready::Committed if number + 1 < chain.len() => {}
             Ready::Committed => {
                 step.fill(async |_| {
                     Err(Failure::new(
@@ -187,9 +190,10 @@ impl Native<'_> {
                         format!("snapshot {} was there and is not", step.chain_id),
                     ))
                 })
-                .await
+                .await?;
             }
         }
+        Ok(())
     }
 }
 

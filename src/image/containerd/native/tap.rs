@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
+use crate::image::containerd::meter::LayerMeter;
 use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
 use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
 
@@ -89,9 +90,15 @@ enum Running {
 impl Tap {
     /// Starts to unpack into an empty directory. The threads are told of to `workers`, and end soon
     /// after the tap is dropped.
-    pub(super) fn start(workers: &TaskTracker, layer: &Digest, dir: PathBuf, level: Level) -> Self {
+    pub(super) fn start(
+        workers: &TaskTracker,
+        layer: &Digest,
+        dir: PathBuf,
+        level: Level,
+        meter: LayerMeter,
+    ) -> Self {
         let (input, pieces) = mpsc::channel(INPUT_QUEUE);
-        let threads = workers.spawn_blocking(move || unpack(pieces, dir, level));
+        let threads = workers.spawn_blocking(move || unpack(pieces, dir, level, &meter));
         Self {
             layer: layer.clone(),
             input: Some(input),
@@ -170,6 +177,7 @@ fn unpack(
     mut pieces: mpsc::Receiver<Bytes>,
     dir: PathBuf,
     level: Level,
+    meter: &LayerMeter,
 ) -> Result<Unpacked, UnpackError> {
     let limits = Limits::default();
     let (to_hash, hashing) = sync_channel(CHUNK_QUEUE);
@@ -194,8 +202,12 @@ fn unpack(
         let most = limits.bytes.saturating_mul(2);
         let mut inflater = Inflater::new(most);
         let inflated = || -> Result<(), InflateError> {
+            let mut inflated = 0;
+            meter.set(inflated);
             while let Some(piece) = pieces.blocking_recv() {
                 inflater.push(&piece, &mut chunks)?;
+                inflated += piece.len() as u64;
+                meter.set(inflated);
             }
             inflater.finish(&mut chunks)?;
             drop(chunks);

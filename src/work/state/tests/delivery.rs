@@ -143,7 +143,7 @@ fn an_earlier_run_is_dropped() {
 fn a_revoked_pull_stops_and_nothing_more_is_said_of_it() {
     let mut worker = Worker::new(1);
     let (token, pull) = worker.start(&task("a", "nginx"));
-    let effects = worker.input(Input::Revoked(vec![pull_id(&task("a", "nginx"))]));
+    let effects = worker.input(revoke(vec![pull_id(&task("a", "nginx"))]));
     assert_eq!(effects[0], Effect::CancelPull(pull));
     assert!(matches!(effects[1], Effect::Nak { token: nacked, delay: Some(_) } if nacked == token));
     assert_eq!(worker.state.holding(), []);
@@ -158,7 +158,7 @@ fn only_the_revoked_run_stops() {
     worker.start(&task("a", "nginx"));
     let mut other = pull_id(&task("a", "nginx"));
     other.run.round = 2;
-    assert_eq!(worker.input(Input::Revoked(vec![other])), []);
+    assert_eq!(worker.input(revoke(vec![other])), []);
     assert_eq!(worker.state.holding().len(), 1);
 }
 
@@ -166,7 +166,7 @@ fn only_the_revoked_run_stops() {
 fn a_task_that_crossed_its_revocation_is_put_back_and_one_released_later_runs() {
     let mut worker = Worker::new(1);
     let revoked = task("a", "nginx");
-    worker.input(Input::Revoked(vec![pull_id(&revoked)]));
+    worker.input(revoke(vec![pull_id(&revoked)]));
     worker.pass(Duration::from_secs(4));
     let (token, effects) = worker.deliver(&revoked, 1);
     let delay = Some(Duration::from_secs(6));

@@ -3,6 +3,7 @@
 mod attempt;
 mod delivery;
 mod link;
+mod pins;
 
 use super::*;
 use crate::domain::failure::{Failure, FailureKind};
@@ -152,6 +153,11 @@ impl Worker {
         let result = Ok(pulled());
         self.input(Input::PullEnded { pull, result })
     }
+}
+
+fn revoke(pulls: Vec<PullId>) -> Input {
+    let unpin = Vec::new();
+    Input::Revoked(Revocation { pulls, unpin })
 }
 
 fn find<T>(effects: &[Effect], pick: impl Fn(&Effect) -> Option<T>) -> T {

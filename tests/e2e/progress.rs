@@ -1,0 +1,121 @@
+//! Live progress of a real pull over a line that is so fast and no faster.
+
+use std::time::Instant;
+
+use futures::StreamExt as _;
+use prewarm::domain::progress::PullPhase;
+use prewarm::wire::event::{Event, PullState, TaskEvent};
+use prewarm::wire::worker::ProgressMessage;
+use serde_json::json;
+
+use super::cell::{Cell, LIMIT};
+use crate::support::containerd::ContainerdVersion;
+use crate::support::gate::Gate;
+use crate::support::images::generated;
+use crate::support::nats::NatsVersion;
+use crate::support::wait::within;
+
+/// What the line lets through.
+const BYTES_PER_SECOND: u32 = 2_000_000;
+/// Layers, and bytes of each before they are compressed to about half.
+const LAYERS: (usize, usize) = (2, 9_000_000);
+/// By how much of the line's rate a told rate may be too high: headers, and what passes at once.
+const TOO_HIGH: f64 = 0.25;
+/// By how much it may be too low, on a machine that does other things too.
+const TOO_LOW: f64 = 0.5;
+/// By how many seconds a time left may be wrong, and by which share.
+const WRONG: (f64, f64) = (3.0, 0.5);
+
+/// Compares what was told with the line's rate and with when the pull had ended; the rates as shares of the line's.
+fn are_plausible(told: &[(Instant, ProgressMessage)], fetched_at: Instant) -> Vec<f64> {
+    let rates: Vec<f64> = told
+        .iter()
+        .filter_map(|(_, said)| said.pace.bytes_per_second)
+        .map(|rate| rate as f64 / f64::from(BYTES_PER_SECOND))
+        .collect();
+    assert!(rates.len() >= 2, "{told:?}");
+    // The first of them is of less than a second.
+    let settled = *rates.last().unwrap();
+    assert!(
+        (1.0 - TOO_LOW..1.0 + TOO_HIGH).contains(&settled),
+        "shares of the line's rate: {rates:?}"
+    );
+    for (at, said) in told {
+        if let Some(left) = said.pace.seconds_left {
+            let really = (fetched_at - *at).as_secs_f64();
+            let wrong = (left as f64 - really).abs();
+            assert!(
+                wrong < WRONG.0 + WRONG.1 * really,
+                "{left} s were left, and it took {really} s: {said:?}"
+            );
+        }
+    }
+    rates
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rate_and_time_left_are_those_of_the_line() {
+    let cell = Cell::start(NatsVersion::V2_15).await;
+    let image = generated(21, LAYERS.0, LAYERS.1).build();
+    cell.registry.push("team/app", "1", &image).await;
+    let gate = Gate::closed_after(0, &cell.registry.addr()).await;
+    gate.open_at(BYTES_PER_SECOND);
+    let _node = cell
+        .node("node", ContainerdVersion::V2_1, &gate.addr())
+        .await;
+    let client = cell.nats.client().await;
+    let mut progress = client.subscribe("prewarm.progress.>").await.unwrap();
+    let mut events = client.subscribe("prewarm.event.task.>").await.unwrap();
+    client.flush().await.unwrap();
+    let reference = format!("{}/team/app:1", gate.addr());
+    cell.publish("base", json!({"images": [reference]})).await;
+
+    let mut told: Vec<(Instant, ProgressMessage)> = Vec::new();
+    let mut described = None;
+    let bytes = image.size() as u64;
+    let fetched_at = loop {
+        let next = async {
+            tokio::select! {
+                message = progress.next() => Ok(message.unwrap()),
+                event = events.next() => Err(event.unwrap()),
+            }
+        };
+        match within(LIMIT, "more progress", next).await {
+            Ok(message) => {
+                let message: ProgressMessage = serde_json::from_slice(&message.payload).unwrap();
+                let has_rate = message.pace.bytes_per_second.is_some();
+                told.push((Instant::now(), message));
+                if has_rate && described.is_none() {
+                    described = Some(cell.run(&["describe", "job", "base"]).await);
+                }
+            }
+            Err(event) => {
+                let event: Event<TaskEvent> = serde_json::from_slice(&event.payload).unwrap();
+                if event.data.state.is_terminal() {
+                    assert_eq!(event.data.state, PullState::Succeeded, "{event:?}");
+                    break Instant::now();
+                }
+            }
+        }
+    };
+    let record = cell.ended("base").await;
+    assert_eq!(record.status.bytes_registry, bytes, "{record:?}");
+
+    let (_, last) = told.last().unwrap();
+    assert_eq!(last.progress.bytes_total, bytes);
+    assert_eq!(last.progress.bytes_present, 0);
+    let layers = bytes - image.blobs[0].bytes.len() as u64;
+    assert!(
+        told.iter()
+            .all(|(_, said)| said.progress.unpack_total == layers
+                || said.progress.phase == PullPhase::Resolving)
+    );
+    let rates = are_plausible(&told, fetched_at);
+    let described = described.unwrap();
+    let shown = described
+        .stdout
+        .lines()
+        .find(|line| line.contains("/s, about "));
+    assert!(shown.is_some(), "{described:?}");
+    println!("{rates:.2?} of the line's rate; {}", shown.unwrap());
+}
