@@ -21,9 +21,10 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 29] = [
+const PURE: [&str; 30] = [
     "domain",
     "wire",
+    "dispatch/census.rs",
     "dispatch/fleet.rs",
     "dispatch/input.rs",
     "dispatch/job.rs",

@@ -21,6 +21,10 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 const ROLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause of a role between two attempts: a fleet that lost its broker comes back within this.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(4);
+/// How long a role hears nothing of its server before it asks whether it is there. Two questions may stay open: after
+/// three times this, which is when a node counts as gone, a server that says nothing is left for another. A worker's
+/// account has nothing else that it could ask.
+const PING_EVERY: Duration = Duration::from_secs(5);
 
 /// Least time between two words about lost messages.
 const LOSSES_TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -218,6 +222,7 @@ pub async fn connect_role(
     let (options, file) = options(settings, name).await?;
     let options = options
         .connection_timeout(ROLE_TIMEOUT)
+        .ping_interval(PING_EVERY)
         .retry_on_initial_connect()
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {

@@ -6,9 +6,11 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
+use async_nats::client::RequestErrorKind;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::{HeaderMap, jetstream};
+use serde::Deserialize;
 
 use super::Bus;
 use crate::wire::subject::{JobVerb, Subjects};
@@ -22,6 +24,8 @@ pub const MAX_WAITING_REQUESTS: i64 = 100_000;
 /// Most consumers of a stream: one per node, and as many again for whoever watches. nats-server 2.15
 /// refuses more than 1,000 unless the stream says otherwise (nats-server PR 8337).
 const MAX_CONSUMERS: i32 = 100_000;
+/// A name that no stream can have (`IsValidStreamName` forbids spaces).
+const NO_STREAM: &str = "no stream";
 
 /// What an operator sets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -154,18 +158,61 @@ pub async fn ensure(bus: &Bus, settings: TopologySettings) -> Result<(), Topolog
 /// The first stream that is missing or wrong.
 pub async fn check(bus: &Bus, settings: TopologySettings) -> Result<(), TopologyError> {
     for wanted in streams(&bus.subjects, settings) {
-        match find(&bus.jetstream, &wanted.name).await? {
-            Some(found) => verify(&found, &wanted)?,
-            None => {
-                let differences = vec!["it is missing; a dispatcher makes it".to_owned()];
-                return Err(TopologyError::Wrong {
-                    stream: wanted.name,
-                    differences,
-                });
-            }
-        }
+        check_stream(bus, wanted).await?;
     }
     Ok(())
+}
+
+/// Whether pushes would be kept, and by the stream that is meant to; in the way that is open to who may publish pushes and
+/// nothing else: it publishes one that only a stream of a name that none can have is to keep. The stream answers that it
+/// is another, and which, and keeps nothing. (The name is compared before anything else, in `processJetStreamMsg` and
+/// `processClusteredInboundMsg` of nats-server.) Who subscribes to pushes without JetStream sees an empty message.
+///
+/// # Errors
+/// No stream keeps pushes, or another one does, or nobody answers.
+pub async fn check_pushes(bus: &Bus) -> Result<(), TopologyError> {
+    let (stream, subject) = (bus.subjects.jobs_stream(), bus.subjects.push());
+    let mut headers = HeaderMap::new();
+    headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
+    let request = async_nats::Request::new().headers(headers);
+    let answer = match bus.client.send_request(subject.clone(), request).await {
+        Ok(answer) => answer,
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            return Err(missing(stream));
+        }
+        Err(error) => return Err(unanswered(&stream, &error)),
+    };
+    let answer: Refusal =
+        serde_json::from_slice(&answer.payload).map_err(|error| unanswered(&stream, &error))?;
+    if answer.stream == stream {
+        return Ok(());
+    }
+    let differences = vec![format!("it keeps {subject}, which is for {stream} to keep")];
+    Err(TopologyError::Wrong {
+        stream: answer.stream,
+        differences,
+    })
+}
+
+/// What a stream says that does not keep a message.
+#[derive(Deserialize)]
+struct Refusal {
+    stream: String,
+}
+
+async fn check_stream(bus: &Bus, wanted: Config) -> Result<(), TopologyError> {
+    match find(&bus.jetstream, &wanted.name).await? {
+        Some(found) => verify(&found, &wanted),
+        None => Err(missing(wanted.name)),
+    }
+}
+
+fn missing(stream: String) -> TopologyError {
+    let differences = vec!["it is missing; a dispatcher makes it".to_owned()];
+    TopologyError::Wrong {
+        stream,
+        differences,
+    }
 }
 
 async fn ensure_stream(
@@ -259,9 +306,7 @@ fn no_responders(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         let request = error.downcast_ref::<async_nats::client::RequestError>();
-        if request
-            .is_some_and(|error| error.kind() == async_nats::client::RequestErrorKind::NoResponders)
-        {
+        if request.is_some_and(|error| error.kind() == RequestErrorKind::NoResponders) {
             return true;
         }
         source = error.source();

@@ -7,6 +7,7 @@ pub mod describe;
 pub mod events;
 pub mod exit;
 pub mod get;
+pub mod health;
 pub mod heap;
 pub mod journal;
 pub mod output;

@@ -1,20 +1,20 @@
 //! The roles: settings become what `dispatch` and `work` take, and the process runs until it is stopped.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use async_nats::Client;
-use async_nats::connection::State;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::args::{DispatcherRoleArgs, WorkerRoleArgs};
 use super::exit::Failure;
+use super::health::{self, Link};
 use super::settings::Check;
 use super::settings::registry::{RegistrySettings, home};
 use super::settings::worker::{NodeSettings, RuntimeChoice};
 use super::{Invocation, signals};
 use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_role};
+use crate::dispatch;
 use crate::dispatch::run::{DispatcherError, DispatcherSettings};
 use crate::domain::name::NodeName;
 use crate::domain::node::NodeStanding;
@@ -24,7 +24,10 @@ use crate::image::registry::{Registry, RegistryConfig};
 use crate::image::simulated::{Simulated, SimulatedConfig};
 use crate::kubernetes::follow::Following;
 use crate::kubernetes::pod::Pod;
+use crate::telemetry::health::{Condition, Liveness, Readiness};
+use crate::telemetry::serve::Served;
 use crate::telemetry::{process, serve};
+use crate::work;
 use crate::work::run::{WorkerError, WorkerSettings, fixed};
 
 /// `prewarm dispatcher`.
@@ -37,11 +40,15 @@ pub async fn dispatcher(invocation: &Invocation, args: &DispatcherRoleArgs) -> R
     let settings = dispatcher_settings(args, &mut check);
     let (broker, settings) = check.done(broker.zip(settings))?;
     let shutdown = signals::shutdown_on_signals()?;
-    let role = Role::begin(invocation, &shutdown).await?;
+    let mut role = Role::new()?;
+    let metrics = role.dispatcher_metrics()?;
+    role.needs(role.link.broker());
+    role.needs(role.link.topology(settings.topology));
+    role.serve(invocation, &shutdown).await?;
     let name = format!("prewarm dispatcher {}", settings.instance);
     let bus = role.connect(&broker, &name, &shutdown).await?;
     tracing::info!(instance = settings.instance, "the dispatcher starts");
-    dispatch(bus, settings, shutdown).await?;
+    dispatch(bus, settings, metrics, shutdown).await?;
     tracing::info!("the dispatcher has ended");
     Ok(())
 }
@@ -53,6 +60,7 @@ pub async fn dispatcher(invocation: &Invocation, args: &DispatcherRoleArgs) -> R
 pub async fn dispatch(
     bus: Bus,
     settings: DispatcherSettings,
+    metrics: Arc<dispatch::metrics::Metrics>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     let service = async {
@@ -62,8 +70,9 @@ pub async fn dispatch(
             .inspect_err(|_| shutdown.cancel())
     };
     let dispatcher = async {
-        let ran = crate::dispatch::run::run(bus.clone(), settings, shutdown.clone()).await;
-        ran.map_err(Failure::from)
+        let ran = dispatch::run::run_observed(bus.clone(), settings, metrics, shutdown.clone());
+        ran.await
+            .map_err(Failure::from)
             .inspect_err(|_| shutdown.cancel())
     };
     let (dispatcher, service) = tokio::join!(dispatcher, service);
@@ -83,7 +92,12 @@ pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<()
     let runtime = node.runtime()?;
     // Asked before the broker, which may be waited for: a wrong socket is told at once.
     runtime.probe().await.map_err(WorkerError::Runtime)?;
-    let role = Role::begin(invocation, &shutdown).await?;
+    let mut role = Role::new()?;
+    let listener = work::metrics::Metrics::listener(&role.worker_metrics()?);
+    role.needs(role.link.broker());
+    role.watches_workers(vec![Arc::clone(&listener)]);
+    role.needs(health::runtime(vec![runtime.clone()]));
+    role.serve(invocation, &shutdown).await?;
     let Some(standing) = node.standing(&shutdown).await? else {
         return Ok(());
     };
@@ -97,7 +111,7 @@ pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<()
         )
         .await?;
     tracing::info!(node = %settings.node, "the worker starts");
-    crate::work::run::run(bus, runtime, settings, shutdown).await?;
+    work::run::run_observed(bus, runtime, settings, listener, shutdown).await?;
     tracing::info!("the worker has ended");
     Ok(())
 }
@@ -112,45 +126,85 @@ pub fn for_node(mut broker: ConnectSettings, node: &NodeName) -> ConnectSettings
 
 /// What every role has beside its work: metrics, health, and the broker they depend on.
 pub struct Role {
-    client: Arc<OnceLock<Client>>,
+    /// The role's metrics.
+    pub registry: prometheus::Registry,
+    /// Its connection to the broker.
+    pub link: Link,
+    needs: Vec<Condition>,
+    lives: Vec<Liveness>,
 }
 
 impl Role {
+    /// A role that has no metrics of its own yet, and needs nothing.
+    ///
+    /// # Errors
+    /// A defect: a metric's name is taken.
+    pub fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            registry: process::registry().map_err(defect)?,
+            link: Link::default(),
+            needs: Vec::new(),
+            lives: Vec::new(),
+        })
+    }
+
+    /// Is not ready while this does not hold.
+    pub fn needs(&mut self, condition: Condition) {
+        self.needs.push(condition);
+    }
+
+    /// Is not ready while one of these is not registered, and not alive while one of them stands.
+    pub fn watches_workers(&mut self, listeners: Vec<Arc<work::metrics::Listener>>) {
+        let watched = listeners.clone();
+        let live = move || watched.iter().try_for_each(|worker| worker.liveness());
+        self.lives.push(Arc::new(live));
+        self.needs(health::registration(listeners));
+    }
+
+    /// The metrics of a dispatcher, which is not alive while it stands.
+    ///
+    /// # Errors
+    /// A defect: a metric's name is taken.
+    pub fn dispatcher_metrics(&mut self) -> Result<Arc<dispatch::metrics::Metrics>, Failure> {
+        let metrics = dispatch::metrics::Metrics::new(&self.registry).map_err(defect)?;
+        let metrics = Arc::new(metrics);
+        let watched = Arc::clone(&metrics);
+        self.lives.push(Arc::new(move || watched.liveness()));
+        Ok(metrics)
+    }
+
+    /// The metrics of workers.
+    ///
+    /// # Errors
+    /// A defect: a metric's name is taken.
+    pub fn worker_metrics(&self) -> Result<Arc<work::metrics::Metrics>, Failure> {
+        let metrics = work::metrics::Metrics::new(&self.registry).map_err(defect)?;
+        Ok(Arc::new(metrics))
+    }
+
     /// Serves metrics and health, if a port was asked for.
     ///
     /// # Errors
     /// The port is taken.
-    pub async fn begin(
+    pub async fn serve(
+        &mut self,
         invocation: &Invocation,
         shutdown: &CancellationToken,
-    ) -> Result<Self, Failure> {
-        let registry = process::registry().map_err(|error| Failure::input(error.to_string()))?;
-        Self::begin_with(invocation, registry, shutdown).await
-    }
-
-    /// As [`Self::begin`], with the role's own metrics in `registry`.
-    ///
-    /// # Errors
-    /// The port is taken.
-    pub async fn begin_with(
-        invocation: &Invocation,
-        registry: prometheus::Registry,
-        shutdown: &CancellationToken,
-    ) -> Result<Self, Failure> {
-        let client: Arc<OnceLock<Client>> = Arc::default();
-        if let Some(address) = invocation.telemetry.metrics {
-            let broker = Arc::clone(&client);
-            let ready = move || match broker.get().map(Client::connection_state) {
-                Some(State::Connected) => Ok(()),
-                Some(State::Pending | State::Disconnected) | None => {
-                    Err("the broker is not connected".to_owned())
-                }
-            };
-            serve::serve(address, registry, Arc::new(ready), shutdown.clone())
-                .await
-                .map_err(|error| Failure::input(format!("{error}: {}", error.source)))?;
-        }
-        Ok(Self { client })
+    ) -> Result<(), Failure> {
+        let Some(address) = invocation.telemetry.metrics else {
+            return Ok(());
+        };
+        let needs = std::mem::take(&mut self.needs);
+        let lives = std::mem::take(&mut self.lives);
+        let served = Served {
+            registry: self.registry.clone(),
+            ready: Readiness::new(needs, &self.registry).map_err(defect)?,
+            live: Arc::new(move || lives.iter().try_for_each(|live| live())),
+        };
+        serve::serve(address, served, shutdown.clone())
+            .await
+            .map_err(|error| Failure::input(format!("{error}: {}", error.source)))?;
+        Ok(())
     }
 
     /// Connects, however long it takes.
@@ -163,11 +217,15 @@ impl Role {
         name: &str,
         shutdown: &CancellationToken,
     ) -> Result<Bus, Failure> {
+        self.link.looks_at(broker.places());
         let bus = connect_role(broker, name, shutdown).await?;
-        // The first connection is the one that counts.
-        let _ = self.client.set(bus.client.clone());
+        self.link.found(bus.clone());
         Ok(bus)
     }
+}
+
+fn defect(error: prometheus::Error) -> Failure {
+    Failure::input(error.to_string())
 }
 
 /// Checks the dispatcher's settings.

@@ -6,7 +6,6 @@ use super::args::WebhookRoleArgs;
 use super::exit::Failure;
 use super::roles::{Role, host_name};
 use super::{Invocation, signals};
-use crate::telemetry::process;
 use crate::webhook::metrics::Metrics;
 use crate::webhook::server::Server;
 
@@ -22,9 +21,11 @@ pub async fn run(invocation: &Invocation, args: &WebhookRoleArgs) -> Result<(), 
     let (broker, settings) = check.done(broker.zip(settings))?;
     let shutdown = signals::shutdown_on_signals()?;
     let wrong = |error: prometheus::Error| Failure::input(error.to_string());
-    let registry = process::registry().map_err(wrong)?;
-    let metrics = Metrics::new(&registry).map_err(wrong)?;
-    let role = Role::begin_with(invocation, registry, &shutdown).await?;
+    let mut role = Role::new()?;
+    let metrics = Metrics::new(&role.registry).map_err(wrong)?;
+    role.needs(role.link.broker());
+    role.needs(role.link.pushes());
+    role.serve(invocation, &shutdown).await?;
     let bus = Arc::new(OnceLock::new());
     let encrypted = settings.tls.is_some();
     let server = Server::bind(settings, Arc::clone(&bus), metrics)

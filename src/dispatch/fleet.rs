@@ -91,6 +91,13 @@ impl Fleet {
         self.nodes.keys().copied().collect()
     }
 
+    /// How many nodes are there, and how many are known and absent.
+    pub(super) fn presence(&self) -> (u32, u32) {
+        let absent = self.nodes.values().filter(|node| node.is_absent()).count();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        (number(self.nodes.len() - absent), number(absent))
+    }
+
     pub(super) fn is_absent(&self, id: NodeId) -> bool {
         self.nodes.get(&id).is_none_or(Node::is_absent)
     }

@@ -12,6 +12,7 @@ use super::arrivals::{Arrival, QUEUE, broken, listen};
 use super::clock::{Clock, uptime};
 use super::input::{Effect, Input, ReplyToken};
 use super::load::{Loaded, load};
+use super::observe::{Observer, Seen};
 use super::perform::{Performer, purge_subject};
 use super::pushing;
 use super::resolve::Resolver;
@@ -30,6 +31,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 const BATCH: usize = 256;
 /// How often it is looked whether the connection was lost meanwhile.
 const CONNECTION_LOOKED_AT: Duration = Duration::from_millis(500);
+/// How often it is counted how many of everything there are.
+const COUNTED_AT: Duration = Duration::from_secs(1);
 /// Longest sleep; a timer further away is looked at again then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -64,13 +67,19 @@ pub(super) async fn lead(
     bus: Bus,
     (settings, audit_every): (Settings, Duration),
     resolver: Resolver,
-    permission: Permission,
+    (permission, observer): (Permission, Arc<dyn Observer>),
     yielded: CancellationToken,
 ) -> Result<(), Ended> {
+    let watched = (permission, Arc::clone(&observer));
     let mut leader = tokio::select! {
-        leader = Leader::begin(bus, (settings, audit_every), resolver, permission) => leader?,
+        leader = Leader::begin(bus, (settings, audit_every), resolver, watched) => leader?,
         () = yielded.cancelled() => return Ok(()),
     };
+    // Whoever ends this waits for it, but not for ever: what is said after that would stand for ever.
+    if yielded.is_cancelled() {
+        return Ok(());
+    }
+    observer.saw(Seen::Leads(true));
     leader.go_on(&yielded).await
 }
 
@@ -79,6 +88,7 @@ struct Leader {
     state: Dispatcher,
     performer: Performer,
     permission: Permission,
+    observer: Arc<dyn Observer>,
     arrivals: mpsc::Receiver<Arrival>,
     next_reply: u64,
     audit_every: Duration,
@@ -94,7 +104,7 @@ impl Leader {
         mut bus: Bus,
         (settings, audit_every): (Settings, Duration),
         resolver: Resolver,
-        permission: Permission,
+        (permission, observer): (Permission, Arc<dyn Observer>),
     ) -> Result<Self, Ended> {
         let clock = Clock::new();
         let client = bus.client.clone();
@@ -133,6 +143,7 @@ impl Leader {
             state,
             performer: performer.map_err(ended)?,
             permission,
+            observer,
             arrivals,
             next_reply: 0,
             audit_every,
@@ -151,7 +162,10 @@ impl Leader {
         audits.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let lost = connection_lost(self.client.clone(), self.connects);
         tokio::pin!(lost);
+        let mut count = tokio::time::interval(COUNTED_AT);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            self.observer.saw(Seen::LeaderTurned);
             let sleep = self.state.next_deadline().map_or(LONGEST_SLEEP, |at| {
                 at.since(self.clock.now()).min(LONGEST_SLEEP)
             });
@@ -164,6 +178,7 @@ impl Leader {
                     self.take(batch.drain(..)).await?;
                 }
                 () = &mut lost => return Err(ended(LOST)),
+                _ = count.tick() => self.observer.saw(Seen::Census(&self.state.census())),
                 _ = audits.tick() => {
                     if let Some(as_of) = self.state.has_out() {
                         self.performer.look_through(as_of);
@@ -180,6 +195,9 @@ impl Leader {
         let mut effects = Vec::new();
         for arrival in arrivals {
             let input = self.read(arrival)?;
+            if let Input::TaskEvent { event, .. } = &input {
+                self.observer.saw(Seen::Heard(event.state));
+            }
             self.state.handle(now, input, &mut effects);
         }
         self.act(now, effects).await
@@ -189,6 +207,13 @@ impl Leader {
         while !effects.is_empty() {
             if !self.permission.is_valid() {
                 return Err(ended("the lease was not renewed in time"));
+            }
+            for effect in &effects {
+                match effect {
+                    Effect::TellJob { event, .. } => self.observer.saw(Seen::Told(event)),
+                    Effect::Release(_) => self.observer.saw(Seen::Released),
+                    _ => {}
+                }
             }
             let known = tokio::select! {
                 known = self.performer.perform(std::mem::take(&mut effects)) => known,

@@ -10,10 +10,11 @@
 //! - `slots`: who may release now, and who waits for what;
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
 //! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
-//! - `record`: the state as records and events;
+//! - `record`: the state as records and events, `census`: as numbers;
 //! - [`lease`]: which of several dispatchers leads.
 
 mod arrivals;
+mod census;
 mod clock;
 mod fleet;
 mod input;
@@ -21,7 +22,9 @@ mod job;
 mod lead;
 pub mod lease;
 mod load;
+pub mod metrics;
 mod nodes;
+mod observe;
 mod perform;
 mod pulls;
 mod pushes;
@@ -39,4 +42,6 @@ mod tests;
 mod timers;
 mod welcome;
 
+pub use census::Census;
 pub use input::{Effect, Input, Pause, ReplyToken, Request};
+pub use observe::{LeaseRequest, Observer, Seen};

@@ -1,6 +1,7 @@
 //! The role `dispatcher`: sets the broker up, keeps or waits for the lease, and leads.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::kv::Operation;
 use async_nats::jetstream::message::PublishMessage;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::uptime;
 use super::lead::{Ended, Permission, lead};
 use super::lease::{DEFAULT_LEASE, Effect, Entry, Input, Lease};
+use super::observe::{LeaseRequest, Observer, Seen};
 use super::resolve::Resolver;
 use super::state::Settings;
 use crate::bus::Bus;
@@ -78,6 +80,19 @@ pub async fn run(
     settings: DispatcherSettings,
     shutdown: CancellationToken,
 ) -> Result<(), DispatcherError> {
+    run_observed(bus, settings, Arc::new(()), shutdown).await
+}
+
+/// [`run`], with somebody who hears what the dispatcher sees.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_observed(
+    bus: Bus,
+    settings: DispatcherSettings,
+    observer: Arc<dyn Observer>,
+    shutdown: CancellationToken,
+) -> Result<(), DispatcherError> {
     while let Err(error) = topology::ensure(&bus, settings.topology).await {
         if !error.is_passing() {
             return Err(error.into());
@@ -99,6 +114,7 @@ pub async fn run(
         permission: Permission::default(),
         leadership: None,
         retry: FIRST_RETRY,
+        observer,
     };
     keeper.run(inbox, shutdown).await;
     Ok(())
@@ -119,6 +135,7 @@ struct Keeper {
     permission: Permission,
     leadership: Option<Leadership>,
     retry: Duration,
+    observer: Arc<dyn Observer>,
 }
 
 impl Keeper {
@@ -126,6 +143,7 @@ impl Keeper {
         let mut stopping = false;
         let mut input = Input::Tick;
         loop {
+            self.observer.saw(Seen::KeeperTurned);
             if self.handle(input).await {
                 return;
             }
@@ -176,13 +194,17 @@ impl Keeper {
     {
         let answer = request(self.bus.clone());
         let (answers, limit) = (self.answers.clone(), self.lease.request_limit());
-        let late = if self.lease.is_looking() {
-            Input::NotLooked
+        let (late, asked) = if self.lease.is_looking() {
+            (Input::NotLooked, LeaseRequest::Look)
         } else {
-            Input::Unclear
+            (Input::Unclear, LeaseRequest::Write)
         };
+        let observer = Arc::clone(&self.observer);
         tokio::spawn(async move {
+            let began = Instant::now();
             let answer = tokio::time::timeout(limit, answer).await.unwrap_or(late);
+            let answered = !matches!(answer, Input::NotLooked | Input::Unclear);
+            observer.saw(Seen::Asked(asked, answered.then(|| began.elapsed())));
             // The keeper is gone: nobody waits for the answer.
             let _ = answers.send(answer).await;
         });
@@ -194,7 +216,7 @@ impl Keeper {
             self.bus.clone(),
             (self.settings.limits, self.settings.audit_every),
             self.resolver.clone(),
-            self.permission.clone(),
+            (self.permission.clone(), Arc::clone(&self.observer)),
             yielded.clone(),
         ));
         self.leadership = Some(Leadership { task, yielded });
@@ -213,10 +235,13 @@ impl Keeper {
         {
             task.abort();
         }
+        self.observer.saw(Seen::Leads(false));
         tracing::info!("no longer leading");
     }
 
     async fn lead_again(&mut self, ended: &str, shutdown: &CancellationToken) {
+        self.observer.saw(Seen::Leads(false));
+        self.observer.saw(Seen::LeadershipFailed);
         tracing::warn!(
             reason = ended,
             pause_millis = u64::try_from(self.retry.as_millis()).unwrap_or(u64::MAX),

@@ -67,6 +67,29 @@ pub enum JobPhase {
 }
 
 impl JobPhase {
+    /// Every phase.
+    pub const ALL: [Self; 6] = [
+        Self::Resolving,
+        Self::Running,
+        Self::Idle,
+        Self::Paused,
+        Self::Completed,
+        Self::Cancelled,
+    ];
+
+    /// Its name in messages and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolving => "Resolving",
+            Self::Running => "Running",
+            Self::Idle => "Idle",
+            Self::Paused => "Paused",
+            Self::Completed => "Completed",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+
     /// Whether the job has ended and holds nothing.
     #[must_use]
     pub const fn is_finished(self) -> bool {
@@ -87,4 +110,42 @@ pub enum Outcome {
     DeadlineExceeded,
     /// A user ended it.
     Cancelled,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 5] = [
+        Self::Succeeded,
+        Self::PartiallyFailed,
+        Self::Failed,
+        Self::DeadlineExceeded,
+        Self::Cancelled,
+    ];
+
+    /// Its name in messages and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "Succeeded",
+            Self::PartiallyFailed => "PartiallyFailed",
+            Self::Failed => "Failed",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wire_name_is_the_name_in_metrics() {
+        for phase in JobPhase::ALL {
+            assert_eq!(serde_json::to_value(phase).unwrap(), phase.as_str());
+        }
+        for outcome in Outcome::ALL {
+            assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
+        }
+    }
 }

@@ -85,6 +85,9 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// Every engine.
+    pub const ALL: [Self; 4] = [Self::Native, Self::Containerd, Self::Cri, Self::Simulated];
+
     /// Its name in events and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -140,8 +140,14 @@ impl Observer for Listener {
             Seen::Delivered {
                 deliveries,
                 stored_at,
+                ..
             } => self.delivered(deliveries, stored_at),
             Seen::Told(event) => self.told(event),
+            Seen::Began { .. }
+            | Seen::NotRegistered(_)
+            | Seen::Stored(_)
+            | Seen::NotStored
+            | Seen::Turned { .. } => {}
         }
     }
 }

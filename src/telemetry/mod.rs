@@ -1,5 +1,6 @@
 //! What the program says of itself: logs, metrics, health.
 
+pub mod health;
 pub mod process;
 pub mod serve;
 

@@ -2,7 +2,7 @@
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, IntGauge, Opts, Registry};
+use prometheus::{Counter, IntGauge, Opts, Registry};
 
 /// A registry with the process's own metrics in it; roles add theirs.
 ///
@@ -22,7 +22,7 @@ pub fn registry() -> Result<Registry, prometheus::Error> {
 /// Read when asked for; names as Prometheus' client libraries have them.
 struct ProcessMetrics {
     resident: IntGauge,
-    processor: Gauge,
+    processor: Counter,
 }
 
 impl ProcessMetrics {
@@ -31,7 +31,7 @@ impl ProcessMetrics {
         let processor = "process_cpu_seconds_total";
         Ok(Self {
             resident: IntGauge::new(resident, "Resident memory in bytes")?,
-            processor: Gauge::new(processor, "User and system processor time in seconds")?,
+            processor: Counter::new(processor, "User and system processor time in seconds")?,
         })
     }
 }
@@ -50,8 +50,10 @@ impl Collector for ProcessMetrics {
             let bytes = usage.resident_pages.saturating_mul(page);
             self.resident.set(i64::try_from(bytes).unwrap_or(i64::MAX));
             #[expect(clippy::cast_precision_loss, reason = "ticks of years fit 52 bits")]
+            let seconds = usage.ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+            // Two who ask at once would both add; the next look makes up for it, as it adds nothing below zero.
             self.processor
-                .set(usage.ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+                .inc_by((seconds - self.processor.get()).max(0.0));
         }
         let mut families = self.resident.collect();
         families.extend(self.processor.collect());

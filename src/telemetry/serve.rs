@@ -1,7 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -12,8 +11,7 @@ use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Says whether a role can do its work now, or why not.
-pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+use super::health::{Liveness, Readiness};
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +26,15 @@ pub struct ServeError {
     pub source: std::io::Error,
 }
 
+/// What is served.
 #[derive(Clone)]
-struct Told {
-    registry: Registry,
-    ready: Readiness,
+pub struct Served {
+    /// The metrics.
+    pub registry: Registry,
+    /// What `/readyz` asks.
+    pub ready: Readiness,
+    /// What `/healthz` asks.
+    pub live: Liveness,
 }
 
 /// Serves until `shutdown`, in the background; returns the address it got.
@@ -40,8 +43,7 @@ struct Told {
 /// The address is taken or not ours.
 pub async fn serve(
     address: SocketAddr,
-    registry: Registry,
-    ready: Readiness,
+    served: Served,
     shutdown: CancellationToken,
 ) -> Result<SocketAddr, ServeError> {
     let refused = |source| ServeError { address, source };
@@ -49,9 +51,9 @@ pub async fn serve(
     let bound = listener.local_addr().map_err(refused)?;
     let app = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(Told { registry, ready });
+        .with_state(served);
     tokio::spawn(async move {
         let served = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned());
         if let Err(error) = served.await {
@@ -62,16 +64,26 @@ pub async fn serve(
     Ok(bound)
 }
 
-async fn metrics(State(told): State<Told>) -> Response {
-    match TextEncoder::new().encode_to_string(&told.registry.gather()) {
+async fn metrics(State(served): State<Served>) -> Response {
+    // So that `prewarm_ready` tells of now. What does not hold is in it, and no reason to serve nothing.
+    let _ = served.ready.ask().await;
+    match TextEncoder::new().encode_to_string(&served.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
-async fn readyz(State(told): State<Told>) -> Response {
-    match (told.ready)() {
-        Ok(()) => "ready\n".into_response(),
+async fn healthz(State(served): State<Served>) -> Response {
+    answer((served.live)(), "ok\n")
+}
+
+async fn readyz(State(served): State<Served>) -> Response {
+    answer(served.ready.ask().await, "ready\n")
+}
+
+fn answer(found: Result<(), String>, well: &'static str) -> Response {
+    match found {
+        Ok(()) => well.into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
@@ -79,6 +91,8 @@ async fn readyz(State(told): State<Told>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::health::Condition;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     async fn get(address: SocketAddr, path: &str) -> String {
@@ -91,40 +105,56 @@ mod tests {
         text
     }
 
-    #[tokio::test]
-    async fn a_role_is_ready_when_it_says_so() {
-        let flag = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&flag);
-        let ready: Readiness = Arc::new(move || {
-            if seen.load(Ordering::Relaxed) {
-                Ok(())
-            } else {
-                Err("no broker".to_owned())
-            }
-        });
+    fn says(flag: &Arc<AtomicBool>, otherwise: &'static str) -> Result<(), String> {
+        let holds = flag.load(Ordering::Relaxed);
+        holds.then_some(()).ok_or_else(|| otherwise.to_owned())
+    }
+
+    fn served(ready: &Arc<AtomicBool>, live: &Arc<AtomicBool>) -> Served {
+        let (ready, live) = (Arc::clone(ready), Arc::clone(live));
         let registry = crate::telemetry::process::registry().unwrap();
-        let shutdown = CancellationToken::new();
-        let address = serve(
-            "127.0.0.1:0".parse().unwrap(),
+        let ask = move || std::future::ready(says(&ready, "no broker"));
+        let conditions = vec![Condition::new("broker", ask)];
+        Served {
+            ready: Readiness::new(conditions, &registry).unwrap(),
+            live: Arc::new(move || says(&live, "it stands")),
             registry,
-            ready,
-            shutdown.clone(),
-        )
-        .await
-        .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_role_is_ready_and_alive_when_it_says_so() {
+        let (ready, live) = (Arc::default(), Arc::new(AtomicBool::new(true)));
+        let shutdown = CancellationToken::new();
+        let here = "127.0.0.1:0".parse().unwrap();
+        let address = serve(here, served(&ready, &live), shutdown.clone());
+        let address = address.await.unwrap();
         let not_ready = get(address, "/readyz").await;
         assert!(
-            not_ready.starts_with("HTTP/1.1 503") && not_ready.ends_with("no broker\n"),
+            not_ready.starts_with("HTTP/1.1 503") && not_ready.ends_with("broker: no broker\n"),
             "{not_ready}"
         );
-        flag.store(true, Ordering::Relaxed);
-        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
-        assert!(get(address, "/healthz").await.ends_with("ok\n"));
+        let metrics = get(address, "/metrics").await;
         assert!(
-            get(address, "/metrics")
-                .await
-                .contains("process_resident_memory_bytes")
+            metrics.contains("process_resident_memory_bytes")
+                && metrics.contains("prewarm_ready{condition=\"broker\"} 0"),
+            "{metrics}"
         );
+        assert!(get(address, "/healthz").await.ends_with("ok\n"));
+        live.store(false, Ordering::Relaxed);
+        let stands = get(address, "/healthz").await;
+        assert!(
+            stands.starts_with("HTTP/1.1 503") && stands.ends_with("it stands\n"),
+            "{stands}"
+        );
+        shutdown.cancel();
+
+        // Another, since an answer is good for a while.
+        ready.store(true, Ordering::Relaxed);
+        let shutdown = CancellationToken::new();
+        let address = serve(here, served(&ready, &live), shutdown.clone());
+        let now = get(address.await.unwrap(), "/readyz").await;
+        assert!(now.starts_with("HTTP/1.1 200"), "{now}");
         shutdown.cancel();
     }
 
@@ -132,11 +162,9 @@ mod tests {
     async fn a_taken_address_is_named_with_what_to_do() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
-        let registry = Registry::new();
         let error = serve(
             address,
-            registry,
-            Arc::new(|| Ok(())),
+            served(&Arc::default(), &Arc::default()),
             CancellationToken::new(),
         )
         .await

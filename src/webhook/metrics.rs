@@ -4,6 +4,19 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
 /// The name in the place of a source that there is not: labels stay bounded, whatever is asked for.
 pub(super) const NO_SOURCE: &str = "none";
+/// What a request to a source can come to.
+const OUTCOMES: [&str; 10] = [
+    "published",
+    "nothing",
+    "unproven",
+    "malformed",
+    "too-large",
+    "too-slow",
+    "cut-off",
+    "not-post",
+    "busy",
+    "unavailable",
+];
 /// Bounds of the publish times in seconds.
 const BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 3.0];
 
@@ -23,7 +36,7 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let requests = Opts::new(
             "prewarm_webhook_requests_total",
-            "Requests by source and outcome",
+            "Requests by source and by outcome, which is published if they hold pushes that count",
         );
         let pushes = Opts::new(
             "prewarm_webhook_pushes_total",
@@ -42,5 +55,17 @@ impl Metrics {
         registry.register(Box::new(metrics.pushes.clone()))?;
         registry.register(Box::new(metrics.publish.clone()))?;
         Ok(metrics)
+    }
+
+    /// Has every series of a source there from the start: of a counter that appears with its first increment, `rate`
+    /// never sees it.
+    pub(super) fn begin(&self, source: &str) {
+        for outcome in OUTCOMES {
+            self.requests.with_label_values(&[source, outcome]);
+        }
+        for outcome in ["published", "ignored", "refused"] {
+            self.pushes.with_label_values(&[source, outcome]);
+        }
+        self.publish.with_label_values(&[source]);
     }
 }

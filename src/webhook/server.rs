@@ -121,6 +121,9 @@ impl Server {
         let listener = TcpListener::bind(settings.listen)
             .await
             .map_err(|error| ServerError::Listen(settings.listen, error))?;
+        for source in settings.sources.keys() {
+            metrics.begin(source.as_str());
+        }
         let with_keys = |settings: SourceSettings| {
             let keys = KeyRing::new(settings.keys.clone());
             (settings.source, (settings, keys))

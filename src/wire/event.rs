@@ -78,6 +78,9 @@ pub enum PullState {
 }
 
 impl PullState {
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Started, Self::Retrying, Self::Succeeded, Self::Failed];
+
     /// Whether nothing follows in this run.
     #[must_use]
     pub const fn is_terminal(self) -> bool {

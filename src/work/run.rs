@@ -138,7 +138,7 @@ pub async fn run_observed(
         reason: error.to_string(),
     })?;
     let (arrivals, arrived) = mpsc::channel(MAX_ARRIVED);
-    let (outbox, sending) = Outbox::start(bus.clone(), arrivals.clone());
+    let (outbox, sending) = Outbox::start(bus.clone(), arrivals.clone(), Arc::clone(&observer));
     let outboxes = (outbox.clone(), arrivals);
     let mut shell = Shell::new(bus, runtime, info, &settings, outboxes, observer);
     shell.serve(arrived, revocations, shutdown).await;
@@ -196,6 +196,9 @@ impl Shell {
         let mut clock = Clock::new();
         let journal = Journal::new(settings.node.clone());
         journal.begins(&info, settings.capacity);
+        observer.saw(Seen::Began {
+            capacity: settings.capacity,
+        });
         let instance = format!("{:016x}", rand::random::<u64>());
         let state_settings = Settings {
             node: settings.node.clone(),
@@ -267,6 +270,10 @@ impl Shell {
             if let Some(input) = input {
                 self.step(input);
             }
+            self.observer.saw(Seen::Turned {
+                slots: self.state.slots_taken(),
+                registered: self.state.is_registered(),
+            });
         }
     }
 
@@ -303,6 +310,7 @@ impl Shell {
                 Some(Input::Registered(consumer))
             }
             Arrived::Registered(Err(reason)) => {
+                self.observer.saw(Seen::NotRegistered(&reason));
                 self.journal.not_registered(reason);
                 Some(Input::NotRegistered)
             }
@@ -318,12 +326,14 @@ impl Shell {
     fn read_delivery(&mut self, delivery: Delivery) -> Input {
         self.deliveries += 1;
         let token = DeliveryToken(self.deliveries);
+        self.replies.insert(token, delivery.reply);
+        let read = serde_json::from_slice::<PullTask>(&delivery.payload);
         self.observer.saw(Seen::Delivered {
+            task: read.as_ref().ok(),
             deliveries: delivery.deliveries,
             stored_at: delivery.stored_at,
         });
-        self.replies.insert(token, delivery.reply);
-        match serde_json::from_slice::<PullTask>(&delivery.payload) {
+        match read {
             Ok(task) => Input::Delivered {
                 token,
                 task: Arc::new(task),

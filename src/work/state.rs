@@ -247,6 +247,12 @@ impl WorkerState {
         self.outstanding
     }
 
+    /// Whether the node has a consumer that is not known to be gone.
+    #[must_use]
+    pub const fn is_registered(&self) -> bool {
+        self.registration.consumer().is_some()
+    }
+
     fn next_handle(&mut self) -> u64 {
         self.handles += 1;
         self.handles

@@ -12,6 +12,7 @@ mod support;
 mod check;
 mod dispatcher;
 mod fleet;
+mod health;
 mod input;
 mod kubernetes;
 mod login;

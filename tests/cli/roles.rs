@@ -48,7 +48,7 @@ async fn a_taken_port_for_metrics_is_named() {
     );
 }
 
-async fn get(port: u16, path: &str) -> Result<String, String> {
+pub(crate) async fn get(port: u16, path: &str) -> Result<String, String> {
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
         .await
         .map_err(|error| error.to_string())?;

@@ -120,10 +120,14 @@ impl Cell {
 }
 
 pub(crate) fn dispatcher(nats: &NatsServer) -> Role {
-    prewarm(["dispatcher", "--metrics-listen", "off"])
+    dispatcher_call(nats).spawn("the dispatcher")
+}
+
+pub(crate) fn dispatcher_call(nats: &NatsServer) -> Prewarm {
+    prewarm(["dispatcher"])
+        .env("PREWARM_METRICS_LISTEN", "off")
         .env("PREWARM_NATS_URL", nats.url())
         .env("PREWARM_LOG", "info,prewarm=debug")
-        .spawn("the dispatcher")
 }
 
 pub(crate) fn worker(nats: &NatsServer, name: &str, containerd: &Containerd) -> Role {
@@ -131,7 +135,8 @@ pub(crate) fn worker(nats: &NatsServer, name: &str, containerd: &Containerd) -> 
 }
 
 pub(crate) fn worker_call(nats: &NatsServer, name: &str, containerd: &Containerd) -> Prewarm {
-    prewarm(["worker", "--metrics-listen", "off", "--min-free-disk", "0"])
+    prewarm(["worker", "--min-free-disk", "0"])
+        .env("PREWARM_METRICS_LISTEN", "off")
         .env("PREWARM_NATS_URL", nats.url())
         .env("PREWARM_LOG", "info,prewarm=debug")
         .env("PREWARM_NODE", name)

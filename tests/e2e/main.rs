@@ -11,6 +11,8 @@ mod support;
 mod cell;
 mod crashes;
 mod failures;
+mod health;
+mod monitored;
 mod pinned;
 mod pod;
 mod polite;

@@ -28,6 +28,7 @@ pub mod operator;
 pub mod parts;
 pub mod prewarm;
 pub mod process;
+pub mod prometheus;
 pub mod registry;
 pub mod run_container;
 pub mod wait;

@@ -2,6 +2,8 @@
 
 mod broker;
 
+use std::sync::Arc;
+
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -11,12 +13,14 @@ use super::output::tell;
 use super::roles::{self, Node, Role};
 use super::settings::registry::home;
 use super::settings::worker::RuntimeChoice;
-use super::{Invocation, signals, text};
+use super::{Invocation, health, signals, text};
 use crate::bus::connect::ConnectSettings;
 use crate::bus::topology;
+use crate::dispatch;
 use crate::dispatch::run::{DispatcherError, DispatcherSettings};
 use crate::domain::node::NodeStanding;
 use crate::image::Runtime;
+use crate::work;
 use crate::work::run::{WorkerError, WorkerSettings, fixed};
 use broker::Broker;
 
@@ -51,8 +55,16 @@ pub async fn run(invocation: &Invocation, args: UpArgs) -> Result<(), Failure> {
     let nodes = nodes(&node, args.nodes, named);
 
     let shutdown = signals::shutdown_on_signals()?;
-    let role = Role::begin(invocation, &shutdown).await?;
     let workers = workers(&nodes).await?;
+    let mut role = Role::new()?;
+    let parts = Parts {
+        metrics: role.dispatcher_metrics()?,
+        workers: listened(&mut role, workers)?,
+        settings,
+    };
+    role.needs(role.link.broker());
+    role.needs(role.link.topology(parts.settings.topology));
+    role.serve(invocation, &shutdown).await?;
     let started = if invocation.broker.names_a_broker(&invocation.around) {
         None
     } else {
@@ -66,8 +78,7 @@ pub async fn run(invocation: &Invocation, args: UpArgs) -> Result<(), Failure> {
     let ended = serve(
         &role,
         &broker,
-        settings,
-        workers,
+        parts,
         &shutdown,
         (started.as_ref(), &welcome(&broker, &nodes)),
     )
@@ -112,12 +123,40 @@ async fn workers(nodes: &[Node]) -> Result<Vec<(Runtime, WorkerSettings)>, Failu
     Ok(workers)
 }
 
+/// What runs, and who listens to it.
+struct Parts {
+    settings: DispatcherSettings,
+    metrics: Arc<dispatch::metrics::Metrics>,
+    workers: Vec<(Runtime, WorkerSettings, Arc<work::metrics::Listener>)>,
+}
+
+/// Has the role count what the workers do, and watch over them.
+fn listened(
+    role: &mut Role,
+    workers: Vec<(Runtime, WorkerSettings)>,
+) -> Result<Vec<(Runtime, WorkerSettings, Arc<work::metrics::Listener>)>, Failure> {
+    let metrics = role.worker_metrics()?;
+    let listened = workers.into_iter().map(|(runtime, settings)| {
+        let listener = work::metrics::Metrics::listener(&metrics);
+        (runtime, settings, listener)
+    });
+    let listened: Vec<_> = listened.collect();
+    let listeners = listened.iter().map(|(_, _, listener)| Arc::clone(listener));
+    role.watches_workers(listeners.collect());
+    let runtimes = listened.iter().map(|(runtime, ..)| runtime.clone());
+    role.needs(health::runtime(runtimes.collect()));
+    Ok(listened)
+}
+
 /// Runs everything until it is stopped or a part of it ends.
 async fn serve(
     role: &Role,
     broker: &ConnectSettings,
-    settings: DispatcherSettings,
-    workers: Vec<(Runtime, WorkerSettings)>,
+    Parts {
+        settings,
+        metrics,
+        workers,
+    }: Parts,
     shutdown: &CancellationToken,
     (started, welcome): (Option<&Broker>, &str),
 ) -> Result<(), Failure> {
@@ -131,11 +170,16 @@ async fn serve(
     }
     tell(welcome);
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
-    parts.spawn(roles::dispatch(bus.clone(), settings, shutdown.clone()));
-    for (runtime, settings) in workers {
+    parts.spawn(roles::dispatch(
+        bus.clone(),
+        settings,
+        metrics,
+        shutdown.clone(),
+    ));
+    for (runtime, settings, listener) in workers {
         let (bus, token) = (bus.clone(), shutdown.clone());
         parts.spawn(async move {
-            crate::work::run::run(bus, runtime, settings, token)
+            work::run::run_observed(bus, runtime, settings, listener, token)
                 .await
                 .map_err(Failure::from)
         });

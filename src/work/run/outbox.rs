@@ -3,7 +3,7 @@
 //! One task for all, so that what the state says in an order is sent in that order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Arrived;
+use super::observe::{Observer, Seen};
 use crate::bus::Bus;
 use crate::wire::event::CONTENT_TYPE;
 use crate::wire::subject::PullKey;
@@ -46,9 +47,14 @@ pub(super) struct Outbox(mpsc::Sender<Outgoing>);
 
 impl Outbox {
     /// Starts the task; it ends with [`Outbox::close`].
-    pub(super) fn start(bus: Bus, arrivals: mpsc::Sender<Arrived>) -> (Self, JoinHandle<()>) {
+    pub(super) fn start(
+        bus: Bus,
+        arrivals: mpsc::Sender<Arrived>,
+        observer: Arc<dyn Observer>,
+    ) -> (Self, JoinHandle<()>) {
         let (sender, waiting) = mpsc::channel(MAX_WAITING);
-        (Self(sender), tokio::spawn(send(bus, waiting, arrivals)))
+        let sending = tokio::spawn(send(bus, waiting, arrivals, observer));
+        (Self(sender), sending)
     }
 
     /// Sends a message that may be lost.
@@ -87,7 +93,12 @@ impl Outbox {
     }
 }
 
-async fn send(bus: Bus, mut waiting: mpsc::Receiver<Outgoing>, arrivals: mpsc::Sender<Arrived>) {
+async fn send(
+    bus: Bus,
+    mut waiting: mpsc::Receiver<Outgoing>,
+    arrivals: mpsc::Sender<Arrived>,
+    observer: Arc<dyn Observer>,
+) {
     let mut unstored = FuturesUnordered::new();
     loop {
         let answer = tokio::select! {
@@ -101,17 +112,24 @@ async fn send(bus: Bus, mut waiting: mpsc::Receiver<Outgoing>, arrivals: mpsc::S
                 }
                 Some(Outgoing::Store(event)) => match publish(&bus, &event).await {
                     Ok(kept) => {
-                        unstored.push(async move { (event.store, kept.await) });
+                        let sent = Instant::now();
+                        unstored.push(async move { (event.store, sent, kept.await) });
                         continue;
                     }
                     Err(error) => not_stored(event.store, &error),
                 },
             },
-            Some((store, kept)) = unstored.next() => match kept {
-                Ok(_) => Input::Stored(store),
+            Some((store, sent, kept)) = unstored.next() => match kept {
+                Ok(_) => {
+                    observer.saw(Seen::Stored(sent.elapsed()));
+                    Input::Stored(store)
+                }
                 Err(error) => not_stored(store, &error),
             },
         };
+        if matches!(answer, Input::NotStored(_)) {
+            observer.saw(Seen::NotStored);
+        }
         if arrivals.send(Arrived::Input(answer)).await.is_err() {
             break;
         }
