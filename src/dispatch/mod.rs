@@ -11,9 +11,11 @@
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
 //! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
 //! - `record`: the state as records and events;
+//! - `spans`: what is done, as spans of traces and lines of the log;
 //! - [`lease`]: which of several dispatchers leads.
 
 mod arrivals;
+mod buckets;
 mod clock;
 mod fleet;
 mod input;
@@ -33,6 +35,7 @@ mod resolve;
 mod rounds;
 pub mod run;
 mod slots;
+mod spans;
 pub mod state;
 #[cfg(test)]
 mod tests;
