@@ -84,6 +84,7 @@ impl Bench {
             name,
             labels: BTreeMap::new(),
             spec,
+            trace: None,
         };
         self.sequence += 1;
         let request = Request::Submit(Box::new(submission));

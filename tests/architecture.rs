@@ -10,14 +10,14 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("api", &["bus", "wire", "domain"]),
     ("domain", &[]),
     ("wire", &["domain"]),
-    ("telemetry", &[]),
+    ("telemetry", &["domain"]),
     ("bus", &["wire", "domain"]),
     ("image", &["domain"]),
     ("kubernetes", &["domain"]),
-    ("work", &["bus", "image", "wire", "domain"]),
+    ("work", &["bus", "image", "telemetry", "wire", "domain"]),
     ("simulate", &["work", "bus", "image", "wire", "domain"]),
-    ("dispatch", &["bus", "image", "wire", "domain"]),
-    ("webhook", &["bus", "wire", "domain"]),
+    ("dispatch", &["bus", "image", "telemetry", "wire", "domain"]),
+    ("webhook", &["bus", "telemetry", "wire", "domain"]),
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.

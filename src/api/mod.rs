@@ -7,9 +7,9 @@
 
 mod read;
 
-use async_nats::HeaderMap;
 use async_nats::service::error::Error as ServiceError;
 use async_nats::service::{Request, ServiceExt as _};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde::Serialize;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bus::Bus;
 use crate::domain::name::JobName;
+use crate::domain::trace::TRACEPARENT;
 use crate::wire::api::{Page, Stored};
 use crate::wire::command::JobCommand;
 use crate::wire::manifest;
@@ -118,7 +119,7 @@ pub async fn run(bus: Bus, shutdown: CancellationToken) -> Result<(), ApiError> 
 
 async fn answer(bus: &Bus, endpoint: Endpoint, request: Request) {
     let answer = match endpoint {
-        Endpoint::Change(verb) => change(bus, verb, &request.message.payload).await,
+        Endpoint::Change(verb) => change(bus, verb, &request.message).await,
         Endpoint::Get => match parse(&request.message.payload) {
             Ok(named) => read::job(bus, named)
                 .await
@@ -174,7 +175,8 @@ fn encode<T: Serialize>(value: &T) -> Result<Bytes, Refusal> {
 }
 
 /// Checks a change and hands it to the dispatchers.
-async fn change(bus: &Bus, verb: JobVerb, body: &Bytes) -> Result<Bytes, Refusal> {
+async fn change(bus: &Bus, verb: JobVerb, request: &Message) -> Result<Bytes, Refusal> {
+    let body = &request.payload;
     let job: JobName = if verb == JobVerb::Submit {
         manifest::parse(body)
             .map_err(|rejection| Refusal::bad_input(rejection.to_string()))?
@@ -187,8 +189,16 @@ async fn change(bus: &Bus, verb: JobVerb, body: &Bytes) -> Result<Bytes, Refusal
         read::job(bus, crate::wire::api::Named { name: name.clone() }).await?;
         name
     };
+    let mut headers = HeaderMap::new();
+    let said = request
+        .headers
+        .as_ref()
+        .and_then(|said| said.get(TRACEPARENT));
+    if let Some(traceparent) = said {
+        headers.insert(TRACEPARENT, traceparent.clone());
+    }
     let stored = bus
-        .store(bus.subjects.job(verb), HeaderMap::new(), body.clone())
+        .store(bus.subjects.job(verb), headers, body.clone())
         .await;
     let stored = stored
         .map_err(Refusal::unanswered)?

@@ -35,6 +35,8 @@ use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_once};
 use crate::domain::time::Timestamp;
 use crate::telemetry;
+use crate::telemetry::trace::settings::TraceSettings;
+use crate::telemetry::trace::{self, Exporter};
 use crate::wire::schema;
 use crate::wire::subject::JobVerb;
 use args::{Cli, Command};
@@ -136,19 +138,46 @@ fn life(command: &Command) -> Life {
     }
 }
 
+/// What the process is called in traces.
+const fn service(command: &Command) -> &'static str {
+    match command {
+        Command::Dispatcher(_) => "prewarm-dispatcher",
+        Command::Worker(_) => "prewarm-worker",
+        Command::Webhook(_) => "prewarm-webhook",
+        _ => "prewarm",
+    }
+}
+
 fn perform(invocation: &Invocation, command: Command) -> Result<(), Failure> {
     if let Command::Tethered(args) = &command {
         return tethered::run(args);
     }
+    let look = |name: &str| std::env::var(name).ok();
+    let traces = TraceSettings::read(look, service(&command));
+    let is_traced = matches!(traces, Ok(Some(_)));
     telemetry::log_to_stderr(
         invocation.telemetry.filter.clone(),
         invocation.telemetry.format,
+        is_traced,
     );
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::input(format!("cannot start: {error}")))?;
-    let outcome = runtime.block_on(perform_async(invocation, command));
+    let outcome = runtime.block_on(async {
+        // Whatever is wrong with traces is no reason not to pull.
+        let exporter = traces.map_err(|error| error.to_string());
+        match exporter.and_then(|traces| {
+            let exporter = traces.map(Exporter::start).transpose();
+            exporter.map_err(|error| error.to_string())
+        }) {
+            Ok(exporter) => exporter.into_iter().for_each(trace::begin),
+            Err(error) => tracing::warn!(error, "no traces are exported"),
+        }
+        let outcome = perform_async(invocation, command).await;
+        trace::flush().await;
+        outcome
+    });
     // What still runs in the background has no more to say.
     runtime.shutdown_background();
     outcome

@@ -6,11 +6,14 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use bytes::Bytes;
+use tracing::field::Empty;
 
 use super::exit::Failure;
 use super::journal::{self, From, Journal};
 use crate::bus::Bus;
 use crate::domain::name::JobName;
+use crate::domain::trace::TRACEPARENT;
+use crate::telemetry::trace::{self, Kind};
 use crate::wire::event::{Event, JobEvent};
 use crate::wire::subject::JobVerb;
 
@@ -18,6 +21,8 @@ use crate::wire::subject::JobVerb;
 const ATTEMPTS: u32 = 3;
 /// How long a dispatcher may take to answer before we say that there seems to be none.
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The variable by which whoever starts a program, such as a CI, says which trace it belongs to.
+const TRACEPARENT_VARIABLE: &str = "TRACEPARENT";
 /// Most jobs that are listened to one by one; beyond, all jobs are, and the others passed over.
 const MAX_FILTERS: usize = 16;
 
@@ -30,6 +35,14 @@ pub async fn send(bus: &Bus, verb: JobVerb, body: Vec<u8>) -> Result<u64, Failur
     let mut headers = HeaderMap::new();
     let id: u128 = rand::random();
     headers.insert(async_nats::header::NATS_MESSAGE_ID, format!("{id:032x}"));
+    let span = tracing::error_span!("request", verb = verb.token(), trace_id = Empty);
+    let said = std::env::var(TRACEPARENT_VARIABLE).ok();
+    let origin = said.as_deref().and_then(trace::read);
+    let origin = origin.or_else(trace::new_trace);
+    trace::join(&span, origin, Kind::Producer);
+    if let Some(context) = trace::context(&span, origin) {
+        headers.insert(TRACEPARENT, context.to_string());
+    }
     let mut silent = None;
     for _ in 0..ATTEMPTS {
         let stored = match bus

@@ -2,19 +2,22 @@
 
 use std::time::Duration;
 
-use async_nats::Message;
 use async_nats::jetstream::consumer::AckPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
+use async_nats::{HeaderMap, Message};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::input::{Input, Pause, Request};
 use super::load::task_event;
+use super::spans;
 use crate::bus::Bus;
 use crate::bus::read::Reading;
 use crate::domain::name::NodeName;
+use crate::domain::trace::{TRACEPARENT, TraceOrigin};
+use crate::telemetry::trace;
 use crate::wire::command::JobCommand;
 use crate::wire::event::Problem;
 use crate::wire::manifest;
@@ -112,9 +115,13 @@ async fn take_events(mut events: Reading, queue: Queue) {
     loop {
         match events.messages.next().await {
             Some(Ok(message)) => {
-                if let Some(input) = task_event(&message)
-                    && queue.send(Arrival::Input(input)).await.is_err()
-                {
+                let Some(input) = task_event(&message) else {
+                    continue;
+                };
+                if let Input::TaskEvent { event, .. } = &input {
+                    spans::pull_told(event);
+                }
+                if queue.send(Arrival::Input(input)).await.is_err() {
                     return;
                 }
             }
@@ -207,7 +214,10 @@ async fn take_requests(subjects: Subjects, mut requests: Messages, queue: Queue)
         let Ok(sequence) = message.info().map(|info| info.stream_sequence) else {
             continue;
         };
-        let request = read_request(&subjects, &message.subject, &message.payload);
+        let mut request = read_request(&subjects, &message.subject, &message.payload);
+        if let Request::Submit(submission) = &mut request {
+            submission.trace = traced(message.headers.as_ref()).or_else(trace::new_trace);
+        }
         let (_, acker) = message.split();
         let acker = Box::new(acker);
         if queue
@@ -223,6 +233,11 @@ async fn take_requests(subjects: Subjects, mut requests: Messages, queue: Queue)
         }
     }
     broken(&queue, "the requests ended".to_owned()).await;
+}
+
+/// The trace that a message says it belongs to.
+pub(super) fn traced(headers: Option<&HeaderMap>) -> Option<TraceOrigin> {
+    trace::read(headers?.get(TRACEPARENT)?.as_str())
 }
 
 fn read_request(subjects: &Subjects, subject: &str, body: &[u8]) -> Request {

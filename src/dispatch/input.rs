@@ -7,7 +7,7 @@ use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{JobEvent, JobEventKind, NodeEvent, Problem, TaskEvent};
 use crate::wire::manifest::{Rejection, Submission};
-use crate::wire::record::{JobRecord, NodeRecord, ResolvedImage};
+use crate::wire::record::{JobRecord, NodeRecord, ResolvedImage, RunTrace};
 use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::{Heartbeat, Registration, Revocation};
@@ -158,6 +158,8 @@ pub enum Effect {
         time: Timestamp,
         /// The fact.
         event: Box<JobEvent>,
+        /// The trace of the job's round.
+        trace: Option<RunTrace>,
     },
     /// Tell a fact about a node.
     TellNode {
@@ -168,7 +170,8 @@ pub enum Effect {
         /// The fact.
         event: Box<NodeEvent>,
     },
-    /// Store a pull's message; there is none on its subject now.
+    /// Store a pull's message; there is none on its subject now. Who stores it may put
+    /// spans of its own between it and the one that it hangs under.
     Release(Box<PullTask>),
     /// Remove every message of a job from the task stream.
     WithdrawJob(JobName),
@@ -191,6 +194,8 @@ pub enum Effect {
         images: Vec<ImageRef>,
         /// Names of credentials in the secrets directory.
         pull_secrets: Vec<String>,
+        /// The trace of the round.
+        trace: Option<RunTrace>,
     },
     /// Make the node's consumer if it is missing, then answer its worker.
     Welcome {
@@ -209,4 +214,25 @@ pub enum Effect {
         /// Its sequence there.
         sequence: u64,
     },
+}
+
+impl Effect {
+    /// Whether what was sent before has to be confirmed before this is done.
+    pub(super) fn is_barrier(&self) -> bool {
+        match self {
+            Self::Release(_)
+            | Self::TellJob { .. }
+            | Self::TellNode { .. }
+            | Self::PutNode(_)
+            | Self::Resolve { .. }
+            | Self::Revoke { .. } => false,
+            Self::PutRecord(_)
+            | Self::DeleteRecord(_)
+            | Self::DeleteNode(_)
+            | Self::WithdrawJob(_)
+            | Self::WithdrawPull(_)
+            | Self::Welcome { .. }
+            | Self::Acknowledge { .. } => true,
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::domain::name::JobName;
 use crate::domain::status::{Counts, JobPhase, NodeCounts, Outcome};
 use crate::domain::time::Timestamp;
 use crate::wire::event::FailureGroup;
-use crate::wire::record::ResolvedImage;
+use crate::wire::record::{ResolvedImage, RunTrace};
 use crate::wire::task::Run;
 
 /// Where one pull is. The last three are terminal.
@@ -90,6 +90,7 @@ pub(super) struct Job {
     pub(super) generation: u32,
     pub(super) created_at: Timestamp,
     pub(super) request_sequence: u64,
+    pub(super) trace: Option<RunTrace>,
     pub(super) spec: JobSpec,
     /// The token of each image, in the job's order.
     pub(super) tokens: Vec<String>,

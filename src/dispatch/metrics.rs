@@ -53,17 +53,20 @@ struct Turns {
     leader: Option<Instant>,
 }
 
+fn gauges(name: &str, help: &str, label: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(Opts::new(name, help), &[label])
+}
+
+fn counters(name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(Opts::new(name, help), &[label])
+}
+
 impl Metrics {
     /// Makes the counters and enters them.
     ///
     /// # Errors
     /// A metric's name is taken.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauges =
-            |name: &str, help: &str, label: &str| IntGaugeVec::new(Opts::new(name, help), &[label]);
-        let counters = |name: &str, help: &str, label: &str| {
-            IntCounterVec::new(Opts::new(name, help), &[label])
-        };
         let round_trip = HistogramOpts::new(
             "prewarm_dispatcher_broker_round_trip_seconds",
             "Time until the broker answered for the lease, by request: look, write",
@@ -133,9 +136,13 @@ impl Metrics {
             )?,
             turns: Mutex::default(),
         };
-        metrics.enter(registry)?;
-        metrics.begin();
-        Ok(metrics)
+        metrics.entered(registry)
+    }
+
+    fn entered(self, registry: &Registry) -> Result<Self, prometheus::Error> {
+        self.enter(registry)?;
+        self.begin();
+        Ok(self)
     }
 
     fn enter(&self, registry: &Registry) -> Result<(), prometheus::Error> {

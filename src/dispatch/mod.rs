@@ -11,9 +11,11 @@
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
 //! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
 //! - `record`: the state as records and events, `census`: as numbers;
+//! - `spans`: what is done, as spans of traces and lines of the log;
 //! - [`lease`]: which of several dispatchers leads.
 
 mod arrivals;
+mod buckets;
 mod census;
 mod clock;
 mod fleet;
@@ -36,6 +38,7 @@ mod resolve;
 mod rounds;
 pub mod run;
 mod slots;
+mod spans;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -15,15 +15,19 @@ use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use super::arrivals::Arrival;
+use super::buckets::{deletion, kv_subject};
 use super::input::{Effect, Input, ReplyToken};
 use super::resolve::Resolver;
+use super::spans;
 use super::welcome::Welcomer;
 use crate::bus::Bus;
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
+use crate::telemetry::trace;
 use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent};
 use crate::wire::record::NodeRecord;
 use crate::wire::subject::PullKey;
@@ -60,6 +64,8 @@ enum Unconfirmed {
         key: PullKey,
         run: Run,
         ack: PublishAckFuture,
+        /// Ends when the broker has the message.
+        span: tracing::Span,
     },
     Other {
         what: String,
@@ -116,7 +122,7 @@ impl Performer {
         let mut known = Vec::new();
         let mut effects = effects.into_iter().peekable();
         while let Some(effect) = effects.next() {
-            if self.unconfirmed.len() >= MAX_UNCONFIRMED || is_barrier(&effect) {
+            if self.unconfirmed.len() >= MAX_UNCONFIRMED || effect.is_barrier() {
                 self.settle(&mut known).await?;
             }
             let Effect::WithdrawPull(key) = effect else {
@@ -146,7 +152,15 @@ impl Performer {
             Effect::DeleteRecord(name) => self.delete_record(name).await,
             Effect::PutNode(record) => self.put_node(&record).await,
             Effect::DeleteNode(name) => self.delete_node(&name).await,
-            Effect::TellJob { id, time, event } => self.tell_job(id, time, *event).await,
+            Effect::TellJob {
+                id,
+                time,
+                event,
+                trace,
+            } => {
+                spans::job(time, &event, trace);
+                self.tell_job(id, time, *event).await
+            }
             Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
@@ -157,8 +171,10 @@ impl Performer {
                 run,
                 images,
                 pull_secrets,
+                trace,
             } => {
-                self.resolve(job, run, images, pull_secrets);
+                let span = spans::resolve(&job, &run, trace);
+                self.resolve((job, run), images, pull_secrets, span);
                 Ok(())
             }
             Effect::Welcome {
@@ -188,10 +204,17 @@ impl Performer {
     async fn settle(&mut self, known: &mut Vec<Input>) -> Done {
         for sent in self.unconfirmed.drain(..) {
             match sent {
-                Unconfirmed::Release { key, run, ack } => {
+                Unconfirmed::Release {
+                    key,
+                    run,
+                    ack,
+                    span,
+                } => {
                     let ack = ack.await.map_err(|error| {
+                        trace::fail(&span, &error);
                         PerformError::new(format!("releasing {} to {}", key.job, key.node), error)
                     })?;
+                    span.in_scope(|| tracing::debug!(sequence = ack.sequence, "released"));
                     self.newest_task = self.newest_task.max(ack.sequence);
                     known.push(Input::Released {
                         key,
@@ -262,14 +285,15 @@ impl Performer {
     /// Asks aside; the answer arrives like everything else.
     fn resolve(
         &mut self,
-        job: JobName,
-        run: Run,
+        (job, run): (JobName, Run),
         images: Vec<ImageRef>,
         pull_secrets: Vec<String>,
+        span: tracing::Span,
     ) {
         let (resolver, arrivals) = (self.resolver.clone(), self.arrivals.clone());
         self.background.spawn(async move {
-            let images = resolver.resolve(images, &pull_secrets).await;
+            let resolving = resolver.resolve(images, &pull_secrets);
+            let images = resolving.instrument(span).await;
             let resolved = Arrival::Input(Input::Resolved { job, run, images });
             // Nobody listens any more: the next leader asks again.
             let _ = arrivals.send(resolved).await;
@@ -301,7 +325,8 @@ impl Performer {
         });
     }
 
-    async fn release(&mut self, task: PullTask) -> Done {
+    async fn release(&mut self, mut task: PullTask) -> Done {
+        let span = spans::release(&mut task);
         let key = PullKey::new(task.node.clone(), task.job.clone(), &task.image);
         let message = PublishMessage::build()
             .expected_last_subject_sequence(0)
@@ -319,6 +344,7 @@ impl Performer {
             key,
             run: task.run,
             ack,
+            span,
         });
         Ok(())
     }
@@ -448,38 +474,8 @@ impl Performer {
     }
 }
 
-/// Whether what was sent before has to be confirmed before this is done.
-fn is_barrier(effect: &Effect) -> bool {
-    match effect {
-        Effect::Release(_)
-        | Effect::TellJob { .. }
-        | Effect::TellNode { .. }
-        | Effect::PutNode(_)
-        | Effect::Resolve { .. }
-        | Effect::Revoke { .. } => false,
-        Effect::PutRecord(_)
-        | Effect::DeleteRecord(_)
-        | Effect::DeleteNode(_)
-        | Effect::WithdrawJob(_)
-        | Effect::WithdrawPull(_)
-        | Effect::Welcome { .. }
-        | Effect::Acknowledge { .. } => true,
-    }
-}
-
 fn encode<T: serde::Serialize>(value: &T) -> Done<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| PerformError::new("encoding a message", error))
-}
-
-fn kv_subject(bucket: &str, key: &str) -> String {
-    format!("$KV.{bucket}.{key}")
-}
-
-/// The marker of a deleted key (NATS ADR-8, "Delete").
-fn deletion() -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert("KV-Operation", "DEL");
-    headers
 }
 
 /// Removes every trace of a bucket's key.

@@ -372,6 +372,7 @@ impl Dispatcher {
             expires_at: job.deadline(),
             labels: job.spec.sandbox_config.labels.clone(),
             annotations: job.spec.sandbox_config.annotations.clone(),
+            traceparent: job.trace.map(|trace| trace.handed_on(&job.run())),
         })
     }
 

@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::arrivals::{Arrival, take_from_jobs};
+use super::arrivals::{Arrival, take_from_jobs, traced};
 use super::clock::Clock;
 use super::input::Request;
 use super::pushes::{Effect, Input, MAX_RULES, Pushes};
@@ -26,6 +26,7 @@ use crate::domain::failure::Failure;
 use crate::domain::image::Digest;
 use crate::domain::name::JobName;
 use crate::domain::time::Timestamp;
+use crate::telemetry::trace;
 use crate::wire::manifest::rule::PushRule;
 use crate::wire::push::Push;
 
@@ -158,7 +159,10 @@ impl Pusher {
                 sequence,
                 delivery: u32::try_from(delivery).unwrap_or(u32::MAX),
                 age: self.clock.now().since(stored),
-                push: Box::new(push),
+                push: Box::new(Push {
+                    trace: traced(message.headers.as_ref()).or_else(trace::new_trace),
+                    ..push
+                }),
             },
             Err(problems) => Input::Unreadable { sequence, problems },
         };

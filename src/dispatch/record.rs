@@ -26,6 +26,7 @@ impl Dispatcher {
                 id: job.event_id(kind),
                 time: job.event_time(kind).unwrap_or(now),
                 event: Box::new(job.event(kind, &self.fleet)),
+                trace: job.trace,
             });
         }
     }
@@ -43,6 +44,7 @@ impl Dispatcher {
             id,
             time: now,
             event: Box::new(event),
+            trace: None,
         });
     }
 }
@@ -195,6 +197,7 @@ impl Job {
                 generation: self.generation,
                 created_at: self.created_at,
                 request_sequence: self.request_sequence,
+                trace: self.trace,
             },
             spec: self.spec.clone(),
             status: JobStatus {
@@ -240,6 +243,7 @@ impl Job {
             generation: metadata.generation,
             created_at: metadata.created_at,
             request_sequence: metadata.request_sequence,
+            trace: metadata.trace,
             tokens: spec.images.iter().map(|image| image.token()).collect(),
             spec,
             stage,

@@ -17,6 +17,7 @@ use crate::domain::status::{Counts, NodeCounts, Outcome};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{JobEventKind, Problem};
 use crate::wire::manifest::{Rejection, Submission};
+use crate::wire::record::RunTrace;
 
 /// Most jobs a cell keeps, finished ones included.
 pub(super) const MAX_JOBS: usize = 10_000;
@@ -144,6 +145,9 @@ impl Dispatcher {
             generation: 1,
             created_at: now,
             request_sequence: sequence,
+            trace: submission
+                .trace
+                .map(|origin| RunTrace { origin, since: now }),
             spec: submission.spec,
             tokens: Vec::new(),
             stage: Stage::Resolving,
@@ -182,7 +186,7 @@ impl Dispatcher {
         effects: &mut Vec<Effect>,
     ) {
         if let Some(job) = self.jobs.get_mut(&id) {
-            job.take_over(submission, sequence);
+            job.take_over(now, submission, sequence);
             job.paused = false;
         }
         self.begin_accepted(now, id, effects);
@@ -218,7 +222,7 @@ impl Dispatcher {
         if let Some(job) = self.jobs.get_mut(&id) {
             // The pulls hold nothing any more, so that the new run must not give it back again.
             job.pulls.clear();
-            job.take_over(submission, sequence);
+            job.take_over(now, submission, sequence);
         }
         self.begin_run(now, id);
         self.put_record(id, effects);
@@ -402,8 +406,11 @@ fn problem((name, message): (JobName, String)) -> (Option<JobName>, Vec<Problem>
 
 impl Job {
     /// Becomes the next generation of itself.
-    fn take_over(&mut self, submission: Submission, sequence: u64) {
+    fn take_over(&mut self, now: Timestamp, submission: Submission, sequence: u64) {
         self.spec = submission.spec;
+        self.trace = submission
+            .trace
+            .map(|origin| RunTrace { origin, since: now });
         self.labels = submission.labels;
         self.request_sequence = sequence;
         self.generation += 1;

@@ -55,6 +55,7 @@ impl Dispatcher {
                 run: job.run(),
                 images: job.spec.images.clone(),
                 pull_secrets: job.spec.pull_secrets.clone(),
+                trace: job.trace,
             });
         }
     }
@@ -282,6 +283,7 @@ impl Dispatcher {
             return;
         }
         job.round += 1;
+        job.trace = job.trace.map(|trace| trace.of_round(job.round, now));
         self.begin_run(now, id);
         self.put_record(id, effects);
         self.ask_to_resolve(id, effects);

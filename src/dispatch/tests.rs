@@ -12,3 +12,4 @@ mod pushed;
 mod requests;
 mod rounds;
 mod takeover;
+mod traced;

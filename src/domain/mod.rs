@@ -16,6 +16,7 @@ pub mod progress;
 pub mod selector;
 pub mod status;
 pub mod time;
+pub mod trace;
 
 /// Implements serde and JSON Schema for a type whose form is the text of its `Display` and `FromStr`.
 macro_rules! text_form {

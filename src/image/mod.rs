@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use crate::domain::failure::Failure;
 use crate::domain::image::{Digest, ImageRef, Platform};
@@ -104,6 +105,18 @@ impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Does a part of a pull in a span of its own, which says what it failed of: the field `error`, that it has to have.
+async fn phase<T>(
+    span: Span,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let done = work.instrument(span.clone()).await;
+    if let Err(failure) = &done {
+        span.record("error", tracing::field::display(&failure.message));
+    }
+    done
 }
 
 /// Where a pull tells how far it is; only the latest word counts.

@@ -13,8 +13,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
 
-use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
+use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo, phase};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
@@ -260,20 +261,25 @@ impl Simulated {
                 ..PullProgress::default()
             });
         };
-        for step in 0..PROGRESS_STEPS {
-            report_progress(
-                PullPhase::Downloading,
-                draw.bytes / u64::from(PROGRESS_STEPS) * u64::from(step),
-            );
-            if step == draw.fails_at
-                && let Some(failure) = draw.failure
-            {
-                return Err(failure);
+        let downloading = async {
+            for step in 0..PROGRESS_STEPS {
+                report_progress(
+                    PullPhase::Downloading,
+                    draw.bytes / u64::from(PROGRESS_STEPS) * u64::from(step),
+                );
+                if step == draw.fails_at
+                    && let Some(failure) = &draw.failure
+                {
+                    return Err(failure.clone());
+                }
+                wait(download / PROGRESS_STEPS, cancelled).await?;
             }
-            wait(download / PROGRESS_STEPS, cancelled).await?;
-        }
+            Ok(())
+        };
+        phase(tracing::info_span!("download", error = Empty), downloading).await?;
         report_progress(PullPhase::Unpacking, draw.bytes);
-        wait(unpack, cancelled).await?;
+        let unpacking = wait(unpack, cancelled);
+        phase(tracing::info_span!("unpack", error = Empty), unpacking).await?;
         report_progress(PullPhase::Committing, draw.bytes);
         self.keep(request, &digest);
         Ok(PullReport {

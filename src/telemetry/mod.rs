@@ -1,13 +1,22 @@
-//! What the program says of itself: logs, metrics, health.
+//! What the program says of itself: logs, metrics, health, traces.
 
 pub mod health;
+mod lines;
 pub mod process;
 pub mod serve;
+pub mod trace;
 
 use std::io::IsTerminal as _;
 use std::str::FromStr;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::JsonFields;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry};
+
+use self::lines::JsonLines;
+use self::trace::TraceLayer;
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,18 +44,24 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Starts logging to standard error, which is where everything goes that is not data.
-pub fn log_to_stderr(filter: EnvFilter, format: LogFormat) {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Starts logging to standard error, which is where everything goes that is not data; with `traces`, spans of ours are
+/// followed for whoever exports them, whatever is logged.
+pub fn log_to_stderr(filter: EnvFilter, format: LogFormat, traces: bool) {
+    let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("prewarm"));
+    let traces = traces.then(|| TraceLayer.with_filter(ours));
+    let lines = tracing_subscriber::fmt::layer::<Registry>()
         .with_writer(std::io::stderr)
         .with_ansi(colour_is_welcome(&std::io::stderr()))
         .with_target(false);
-    // Fails only when logging was started before, which then goes on.
-    let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match format {
+        LogFormat::Text => lines.with_filter(filter).boxed(),
+        LogFormat::Json => {
+            let lines = lines.fmt_fields(JsonFields::new()).event_format(JsonLines);
+            lines.with_filter(filter).boxed()
+        }
     };
+    // Fails only when logging was started before, which then goes on.
+    let _ = Registry::default().with(lines).with(traces).try_init();
 }
 
 /// Whether a person sees this output and did not ask for plain text (no-color.org).

@@ -16,6 +16,9 @@ pub fn registry() -> Result<Registry, prometheus::Error> {
     let build = IntGauge::with_opts(version)?;
     build.set(1);
     registry.register(Box::new(build))?;
+    for collector in super::trace::metrics() {
+        registry.register(collector)?;
+    }
     Ok(registry)
 }
 

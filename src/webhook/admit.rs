@@ -159,6 +159,7 @@ mod tests {
             event_id: None,
             source: None,
             unverified: false,
+            trace: None,
         }
     }
 

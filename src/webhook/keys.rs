@@ -73,7 +73,7 @@ impl KeyRing {
                     *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
                 }
                 Err(error) => {
-                    tracing::warn!(error, source = ?self.source, "cannot read the keys of tokens");
+                    tracing::warn!(error, source = %self.source, "cannot read the keys of tokens");
                 }
             }
         }
@@ -112,14 +112,16 @@ async fn fetch(url: &str) -> Result<Vec<u8>, String> {
         .tls_backend_preconfigured(tls)
         .build()
         .map_err(|error| error.to_string())?;
+    // The URL may hold a secret.
+    let failed = |error: reqwest::Error| error.without_url().to_string();
     let mut answer = client
         .get(url)
         .send()
         .await
         .and_then(reqwest::Response::error_for_status)
-        .map_err(|error| error.to_string())?;
+        .map_err(failed)?;
     let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| error.to_string())? {
+    while let Some(chunk) = answer.chunk().await.map_err(failed)? {
         if text.len() + chunk.len() > MAX_BYTES {
             return Err(format!("larger than {MAX_BYTES} bytes"));
         }

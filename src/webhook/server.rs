@@ -26,6 +26,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::admit::{Admitted, admit, message_id};
 use super::auth::{self, Shown};
@@ -38,6 +40,8 @@ use super::source::{self, Source};
 use super::tls::Certificate;
 use super::warnings::Warnings;
 use crate::bus::Bus;
+use crate::domain::trace::{TRACEPARENT, TraceContext};
+use crate::telemetry::trace::{self, Kind};
 use crate::wire::push::Push;
 
 /// Where webhooks are posted; the source follows.
@@ -358,10 +362,28 @@ async fn handle(
             return (source, answer);
         }
     };
-    (
-        source,
-        publish(shared, settings, admit(settings, reading)).await,
-    )
+    let admitted = admit(settings, reading);
+    let (span, traceparent) = span(settings.source, &head.headers);
+    let answer = publish(shared, settings, admitted, traceparent);
+    (source, answer.instrument(span).await)
+}
+
+/// A request that was proven, in the trace that it says it belongs to; and what its pushes say.
+fn span(source: Source, headers: &axum::http::HeaderMap) -> (Span, Option<TraceContext>) {
+    let span = tracing::error_span!(
+        "webhook",
+        source = source.as_str(),
+        trace_id = Empty,
+        pushes = Empty,
+        error = Empty
+    );
+    let said = headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok());
+    let origin = said.and_then(trace::read).or_else(trace::new_trace);
+    trace::join(&span, origin, Kind::Server);
+    let traceparent = trace::context(&span, origin);
+    (span, traceparent)
 }
 
 fn without_body(error: &BodyError) -> Answer {
@@ -380,7 +402,12 @@ fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-async fn publish(shared: &Shared, settings: &SourceSettings, admitted: Admitted) -> Answer {
+async fn publish(
+    shared: &Shared,
+    settings: &SourceSettings,
+    admitted: Admitted,
+    traceparent: Option<TraceContext>,
+) -> Answer {
     let label = settings.source.as_str();
     let count = |outcome: &str, number: usize| {
         let counter = shared.metrics.pushes.with_label_values(&[label, outcome]);
@@ -398,7 +425,9 @@ async fn publish(shared: &Shared, settings: &SourceSettings, admitted: Admitted)
     }
     if number > 0 {
         let began = tokio::time::Instant::now();
-        let stored = tokio::time::timeout(shared.publish_timeout, store(shared, &admitted.pushes));
+        Span::current().record("pushes", number);
+        let storing = store(shared, &admitted.pushes, traceparent);
+        let stored = tokio::time::timeout(shared.publish_timeout, storing);
         let stored = stored.await.unwrap_or_else(|_| {
             let limit = shared.publish_timeout;
             Err(format!(
@@ -406,6 +435,7 @@ async fn publish(shared: &Shared, settings: &SourceSettings, admitted: Admitted)
             ))
         });
         if let Err(error) = stored {
+            trace::fail(&Span::current(), &error);
             return Answer::failed(StatusCode::SERVICE_UNAVAILABLE, "unavailable", error);
         }
         let publish = shared.metrics.publish.with_label_values(&[label]);
@@ -429,7 +459,11 @@ async fn publish(shared: &Shared, settings: &SourceSettings, admitted: Admitted)
 }
 
 /// Stores all pushes; returns when the broker has every one.
-async fn store(shared: &Shared, pushes: &[Push]) -> Result<(), String> {
+async fn store(
+    shared: &Shared,
+    pushes: &[Push],
+    traceparent: Option<TraceContext>,
+) -> Result<(), String> {
     let connected = |bus: &&Bus| bus.client.connection_state() == State::Connected;
     // What is published while there is no connection would be sent later, after we said that it was not.
     let Some(bus) = shared.bus.get().filter(connected) else {
@@ -440,6 +474,9 @@ async fn store(shared: &Shared, pushes: &[Push]) -> Result<(), String> {
         let mut headers = HeaderMap::new();
         if let Some(id) = message_id(push) {
             headers.insert(NATS_MESSAGE_ID, id.as_str());
+        }
+        if let Some(traceparent) = traceparent {
+            headers.insert(TRACEPARENT, traceparent.to_string());
         }
         let sent = bus.store(bus.subjects.push(), headers, body.into()).await;
         let acknowledged = sent.map_err(|error| error.to_string())?.await;

@@ -1,6 +1,7 @@
 //! The file that says which sources there are, how each proves itself, and what it may speak for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use ring::hmac;
@@ -85,6 +86,26 @@ pub enum KeySource {
     Url(String),
 }
 
+/// Of a URL only where it leads: what stands before an `@` or after a `?` may be a secret.
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::File(path) => path.display().fmt(f),
+            Self::Url(url) => {
+                let place = url.split(['?', '#']).next().unwrap_or_default();
+                match place.split_once("://") {
+                    Some((scheme, rest)) => {
+                        let rest = rest.rsplit('@').next().unwrap_or_default();
+                        write!(f, "{scheme}://{rest}")
+                    }
+                    None => f.write_str("a URL"),
+                }
+            }
+        }
+    }
+}
+
 /// Reads the file and the secrets it names.
 ///
 /// # Errors
@@ -97,7 +118,10 @@ pub fn read(path: &Path) -> Result<BTreeMap<Source, SourceSettings>, Vec<String>
 
 /// Reads the file's text; `secret` gets the secret of a file or a variable.
 fn parse(text: &str, secret: &Secrets) -> Result<BTreeMap<Source, SourceSettings>, Vec<String>> {
-    let file: File = serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?;
+    // Without the lines around: somebody may have written a secret where its file should be named.
+    let options = serde_saphyr::options! { with_snippet: false };
+    let file: File = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| vec![error.to_string()])?;
     let mut problems = Vec::new();
     let mut sources = BTreeMap::new();
     if file.sources.is_empty() {
@@ -132,9 +156,10 @@ fn secret(file: Option<&Path>, variable: Option<&str>) -> Result<String, String>
     let text = match (file, variable) {
         (Some(path), None) => std::fs::read_to_string(path)
             .map_err(|error| format!("secret-file: cannot read {}: {error}", path.display()))?,
-        (None, Some(name)) => {
-            std::env::var(name).map_err(|error| format!("secret-env: {name}: {error}"))?
-        }
+        (None, Some(name)) => std::env::var(name).map_err(|error| match error {
+            std::env::VarError::NotPresent => format!("secret-env: {name} is not set"),
+            std::env::VarError::NotUnicode(_) => format!("secret-env: {name} is no UTF-8 text"),
+        })?,
         (None, None) => {
             return Err("secret-file: this or secret-env has to be set for this proof".to_owned());
         }

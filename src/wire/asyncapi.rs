@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::event::CONTENT_TYPE;
 use super::subject::{JobVerb, PullKey, Subjects};
 use crate::domain::name::{JobName, NodeName};
+use crate::domain::trace::TRACEPARENT;
 
 /// The media type of everything that is not an event.
 const JSON: &str = "application/json";
@@ -242,11 +243,18 @@ fn message(schema: &str) -> Value {
     } else {
         JSON
     };
-    json!({
+    let mut message = json!({
         "name": schema,
         "contentType": content_type,
         "payload": { "schemaFormat": SCHEMA_FORMAT, "schema": { "$ref": format!("./{schema}.json") } },
-    })
+    });
+    if matches!(schema, "job" | "push") {
+        let about = "The trace that what comes of the message belongs to (W3C Trace Context).";
+        let traceparent = json!({ "type": "string", "description": about });
+        message["headers"] =
+            json!({ "type": "object", "properties": { TRACEPARENT: traceparent } });
+    }
+    message
 }
 
 fn describe(channel: &Channel) -> Value {

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::image::{Digest, ImageRef};
+use crate::domain::trace::TraceOrigin;
 
 use super::event::Problem;
 
@@ -32,6 +33,9 @@ pub struct Push {
     /// digest: whoever told could not be authenticated strongly.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unverified: bool,
+    /// The trace it belongs to: no part of the body, but a header of the message.
+    #[serde(skip)]
+    pub trace: Option<TraceOrigin>,
 }
 
 impl Push {

@@ -13,6 +13,7 @@ use crate::domain::name::{JobName, NodeName};
 use crate::domain::node::NodeFacts;
 use crate::domain::status::{Counts, JobPhase, NodeCounts, Outcome};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::{TraceContext, TraceOrigin};
 
 /// A job's name and history. `metadata` of the record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +32,42 @@ pub struct RecordMetadata {
     pub created_at: Timestamp,
     /// The sequence of the last message in `PREWARM_JOBS` that was applied: a repeat is dropped.
     pub request_sequence: u64,
+    /// The trace that its current round belongs to; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<RunTrace>,
+}
+
+/// Where the spans of a round hang. A later round of a `Never` job is a trace of its own, or one trace would grow for
+/// as long as the job lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunTrace {
+    /// The trace, and the span of whoever published the request.
+    #[serde(flatten)]
+    pub origin: TraceOrigin,
+    /// When the round was asked for: the span of the round begins then.
+    pub since: Timestamp,
+}
+
+impl RunTrace {
+    /// What tasks hang under for whoever has no part in the trace: the span of who asked, or else that of the round.
+    #[must_use]
+    pub fn handed_on(&self, run: &Run) -> TraceContext {
+        let own = run.span(&self.origin);
+        TraceContext {
+            span_id: self.origin.parent_id.unwrap_or(own.span_id),
+            ..own
+        }
+    }
+
+    /// Where the spans of the next round hang.
+    #[must_use]
+    pub fn of_round(&self, round: u32, since: Timestamp) -> Self {
+        Self {
+            origin: self.origin.another(&format!("round {round}")),
+            since,
+        }
+    }
 }
 
 /// What an image's tag means in the current run.

@@ -9,6 +9,7 @@ use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::{ImagePullPolicy, PullPolicy};
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::{TraceContext, TraceOrigin};
 
 /// Which run of which job a message belongs to. What is told for another run is no longer true.
 #[derive(
@@ -22,6 +23,20 @@ pub struct Run {
     pub generation: u32,
     /// Counts the rounds of a `Never` job within a generation. From 1.
     pub round: u32,
+}
+
+impl Run {
+    /// The span of this run in a trace. Its id follows from its name, so that every dispatcher that has a part in it
+    /// means the same.
+    #[must_use]
+    pub fn span(&self, origin: &TraceOrigin) -> TraceContext {
+        let Self {
+            uid,
+            generation,
+            round,
+        } = self;
+        origin.span(&format!("{uid}/{generation}/{round}"))
+    }
 }
 
 /// One pull for one node: everything a worker needs, and no credential.
@@ -68,6 +83,9 @@ pub struct PullTask {
     /// Annotations to put into events.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// The span that the pull's spans are children of; absent: the job belongs to no trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceContext>,
 }
 
 /// The part of a task that names its pull.
@@ -111,6 +129,7 @@ impl PullTask {
             expires_at: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            traceparent: None,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::domain::name::NodeName;
 use crate::domain::pin::Pin;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceId;
 use crate::wire::event::TaskEvent;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::{Heartbeat, PullId};
@@ -61,6 +62,8 @@ pub struct EventToStore {
     pub at: Timestamp,
     /// What happened.
     pub event: TaskEvent,
+    /// The trace that the task belongs to, for the log.
+    pub trace_id: Option<TraceId>,
 }
 
 /// One thing to do.

@@ -51,17 +51,20 @@ pub struct Metrics {
     not_stored: IntCounter,
 }
 
+fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(Opts::new(name, help), labels)
+}
+
+fn times(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).buckets(PULL_BUCKETS.to_vec())
+}
+
 impl Metrics {
     /// Makes the counters and enters them.
     ///
     /// # Errors
     /// A metric's name is taken.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            IntCounterVec::new(Opts::new(name, help), labels)
-        };
-        let times =
-            |name: &str, help: &str| HistogramOpts::new(name, help).buckets(PULL_BUCKETS.to_vec());
         let queue_wait = times(
             "prewarm_worker_queue_wait_seconds",
             "Time from the release of a task to the start of its first attempt",

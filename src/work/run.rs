@@ -11,6 +11,7 @@ mod outbox;
 mod pinning;
 mod pulling;
 mod registering;
+mod spans;
 
 use std::collections::HashMap;
 use std::sync::Arc;

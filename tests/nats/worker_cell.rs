@@ -54,6 +54,7 @@ pub(crate) fn task(job: &str, image: &str) -> PullTask {
         expires_at: None,
         labels: [].into(),
         annotations: [].into(),
+        traceparent: None,
     }
 }
 

@@ -8,6 +8,7 @@ use prewarm::domain::image::ImageRef;
 use prewarm::domain::job::{Amount, CompletionType, FailurePolicy, ImagePullPolicy, JobSpec};
 use prewarm::domain::name::JobName;
 use prewarm::domain::selector::NodeSelector;
+use prewarm::domain::trace::{TraceContext, TraceOrigin};
 use prewarm::wire::event::Problem;
 use prewarm::wire::manifest::Submission;
 
@@ -270,10 +271,15 @@ impl Planner<'_> {
     }
 
     fn submission(&mut self, name: JobName) -> Submission {
+        // Some belong to a trace, and draw nothing for it: the plans of known seeds stay what they are.
+        let traced = name.as_str().bytes().map(u32::from).sum::<u32>() % 2 == 0;
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let context = context.parse::<TraceContext>().ok();
         Submission {
             name,
             labels: BTreeMap::new(),
             spec: self.spec(),
+            trace: context.filter(|_| traced).map(TraceOrigin::from),
         }
     }
 

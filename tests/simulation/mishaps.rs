@@ -222,6 +222,7 @@ impl World {
                     name: record.metadata.name.clone(),
                     labels: record.metadata.labels.clone(),
                     spec,
+                    trace: None,
                 })));
             }
         }

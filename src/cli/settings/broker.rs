@@ -119,7 +119,7 @@ impl BrokerArgs {
             }
         };
         Some(ConnectSettings {
-            servers,
+            servers: servers.into_iter().map(without_login).collect(),
             login,
             tls: TlsSettings {
                 ca: pick(&self.nats_ca, &context.ca),
@@ -214,6 +214,14 @@ fn servers(name: &str, urls: &str, check: &mut Check<'_>) -> Vec<ServerAddr> {
         check.problem(name, "names no server");
     }
     servers
+}
+
+/// The server's address alone: the client library writes addresses into its log as they are.
+fn without_login(server: ServerAddr) -> ServerAddr {
+    let mut url = server.clone().into_inner();
+    // Refused only for addresses that cannot have a login.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    ServerAddr::from_url(url).unwrap_or(server)
 }
 
 /// `nats://user:password@host` or `nats://token@host`.
@@ -341,9 +349,12 @@ mod tests {
         assert!(
             matches!(login, Login::Password(user, password) if user == "us/er" && password == "p@ss")
         );
-        args.nats_url = Some("nats://secret@a".to_owned());
-        let login = checked(&args, &Surroundings::default()).unwrap().login;
-        assert!(matches!(login, Login::Token(token) if token == "secret"));
+        args.nats_url = Some("nats://secret@a,tls://user:secret@b:1".to_owned());
+        let settings = checked(&args, &Surroundings::default()).unwrap();
+        assert!(matches!(settings.login, Login::Token(token) if token == "secret"));
+        let servers = format!("{:?}", settings.servers);
+        assert!(!servers.contains("secret"), "{servers}");
+        assert_eq!(settings.servers[1].as_url_str(), "tls://b:1");
     }
 
     #[test]

@@ -34,11 +34,14 @@ impl SettingsFile {
 
     fn parse(path: &Path, text: &str, known: &[String]) -> Result<Self, Vec<String>> {
         let at = |message: String| format!("{}: {message}", path.display());
-        let map: Option<Map<String, Value>> = serde_saphyr::from_str(text).map_err(|error| {
-            vec![at(format!(
-                "expected settings in YAML, `name: value`: {error}"
-            ))]
-        })?;
+        // Without the lines around: the broker's URL may hold a password.
+        let options = serde_saphyr::options! { with_snippet: false };
+        let map: Option<Map<String, Value>> = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| {
+                vec![at(format!(
+                    "expected settings in YAML, `name: value`: {error}"
+                ))]
+            })?;
         let mut values = Vec::new();
         let mut problems = Vec::new();
         for (name, value) in map.unwrap_or_default() {

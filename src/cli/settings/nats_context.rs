@@ -62,8 +62,11 @@ pub(super) fn load(directory: &Path, name: &str) -> Result<NatsContext, ContextE
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
         Err(error) => return Err(ContextError::Unreadable(path, error.to_string())),
     };
-    let context: NatsContext = serde_json::from_str(&text)
-        .map_err(|error| ContextError::Unreadable(path.clone(), error.to_string()))?;
+    // The reader's own words may repeat a value, such as a password.
+    let context: NatsContext = serde_json::from_str(&text).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        ContextError::Unreadable(path.clone(), format!("it is no context at {place}"))
+    })?;
     match context.field_we_do_not_know() {
         Some(field) => Err(ContextError::Unknown(path, field)),
         None => Ok(context),

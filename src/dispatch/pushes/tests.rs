@@ -28,6 +28,7 @@ fn push(tag: &str, digest: Option<&[u8]>) -> Push {
         event_id: None,
         source: None,
         unverified: false,
+        trace: None,
     }
 }
 

@@ -415,5 +415,6 @@ pub(super) fn submission(name: &str, change: impl FnOnce(&mut JobSpec)) -> Reque
         name: job(name),
         labels: BTreeMap::new(),
         spec,
+        trace: None,
     }))
 }

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::engine::{self, Choice, Obstacle, Offers, Wants};
 use super::fetch::Fetcher;
@@ -18,7 +20,7 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
 use crate::image::cri::{Cri, Unpacks, Version};
 use crate::image::registry::manifest::ImageConfig;
-use crate::image::{Engine, PullRequest};
+use crate::image::{Engine, PullRequest, phase};
 
 /// Most blobs of one image that are fetched at once, as containerd does by default.
 const BLOBS_AT_ONCE: usize = 3;
@@ -62,6 +64,15 @@ enum Work<'a> {
     },
     /// Unpack what was brought for another snapshotter, the so manyth.
     Unpack(usize, &'a Unpacks),
+}
+
+/// Bringing the layers; the native engine unpacks them meanwhile.
+fn download(engine: Engine) -> Span {
+    tracing::info_span!("download", %engine, error = Empty)
+}
+
+fn unpacking(snapshotter: &str) -> Span {
+    tracing::info_span!("unpack", snapshotter, error = Empty)
 }
 
 impl Pull<'_> {
@@ -112,9 +123,13 @@ impl Pull<'_> {
     async fn work(&self, engine: Engine, work: &Work<'_>) -> Result<Duration, Failure> {
         let own_by_cri = self.snapshotters.own_by_cri.as_ref();
         match (work, engine, own_by_cri) {
-            (Work::Unpack(number, other), Engine::Cri, _) => self.pull_image(*number, other).await,
+            (Work::Unpack(number, other), Engine::Cri, _) => {
+                let unpacked = self.pull_image(*number, other);
+                phase(unpacking(&other.snapshotter), unpacked).await
+            }
             (Work::Unpack(number, other), ..) => {
-                self.unpack(*number, &other.snapshotter).await?;
+                let unpacked = self.unpack(*number, &other.snapshotter);
+                phase(unpacking(&other.snapshotter), unpacked).await?;
                 Ok(Duration::ZERO)
             }
             (
@@ -124,8 +139,10 @@ impl Pull<'_> {
                 },
                 Engine::Native,
                 _,
-            ) => self.stream(fetcher, scratch).await,
-            (Work::Bring { .. }, Engine::Cri, Some(unpacks)) => self.pull_image(0, unpacks).await,
+            ) => phase(download(engine), self.stream(fetcher, scratch)).await,
+            (Work::Bring { .. }, Engine::Cri, Some(unpacks)) => {
+                phase(download(engine), self.pull_image(0, unpacks)).await
+            }
             (Work::Bring { fetcher, .. }, ..) => self.fetch_and_unpack(fetcher).await,
         }
     }
@@ -204,10 +221,12 @@ impl Pull<'_> {
     /// First all blobs, then layer by layer. Says how long the first took.
     async fn fetch_and_unpack(&self, fetcher: &Fetcher<'_>) -> Result<Duration, Failure> {
         let started = Instant::now();
-        fetch(fetcher, &self.plan.image).await?;
+        let fetched = fetch(fetcher, &self.plan.image);
+        phase(download(Engine::Containerd), fetched).await?;
         let download = started.elapsed();
         if self.request.unpack {
-            self.unpack(0, &self.snapshotters.own).await?;
+            let own = &self.snapshotters.own;
+            phase(unpacking(own), self.unpack(0, own)).await?;
         }
         Ok(download)
     }

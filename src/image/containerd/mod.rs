@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::client::Client;
 use self::engine::Choice;
@@ -240,7 +241,8 @@ impl Containerd {
         );
         // A task of its own, because what it took has to be given back even if nobody waits for it.
         let _abandon = abandoned.drop_guard();
-        self.0.threads.spawn(pull).await.unwrap_or_else(|error| {
+        let pull = self.0.threads.spawn(pull.in_current_span());
+        pull.await.unwrap_or_else(|error| {
             Err(Failure::new(
                 FailureKind::Internal,
                 format!("the pull's task ended: {error}"),

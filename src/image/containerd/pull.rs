@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::field::Empty;
 
 use super::bring::cri_alone;
 use super::engine::Wants;
@@ -21,7 +22,7 @@ use crate::domain::image::Digest;
 use crate::domain::job::ImagePullPolicy;
 use crate::image::cri;
 use crate::image::registry::Repository;
-use crate::image::{ProgressSink, PullReport, PullRequest};
+use crate::image::{ProgressSink, PullReport, PullRequest, phase};
 
 /// What ends a pull before its time.
 #[derive(Clone)]
@@ -82,7 +83,11 @@ pub(super) async fn run(
         return stop.or(through_cri(shared, &request, &progress)).await.0;
     };
     let meter = Meter::new(progress);
-    let planning = make_plan(shared, &request, &snapshotters, started);
+    let resolving = tracing::info_span!("resolve", error = Empty);
+    let planning = phase(
+        resolving,
+        make_plan(shared, &request, &snapshotters, started),
+    );
     let plan = match stop.or(planning).await.0? {
         Planned::Pull(plan) => *plan,
         Planned::Present(present) => {
@@ -270,7 +275,7 @@ impl Pull<'_> {
         for name in names.iter().filter(|_| shared.sync_filesystem) {
             disk::sync(shared, name).await?;
         }
-        self.name().await?;
+        phase(tracing::info_span!("name", error = Empty), self.name()).await?;
         let Traffic {
             registry,
             mirror,

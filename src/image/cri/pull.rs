@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::Image;
+use tracing::field::Empty;
 
 use super::Cri;
 use crate::domain::failure::{Failure, FailureKind};
@@ -10,7 +11,7 @@ use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
 use crate::domain::progress::PullPhase;
 use crate::image::registry::Registry;
-use crate::image::{Engine, ProgressSink, PullReport, PullRequest};
+use crate::image::{Engine, ProgressSink, PullReport, PullRequest, phase};
 
 /// Puts the image on the node, or finds that it is there.
 ///
@@ -49,7 +50,8 @@ pub(in crate::image) async fn pull(
         })?;
         Ok::<_, Failure>(digest(&image, &request.image, wanted))
     };
-    let mut got = pulled(&name).await?;
+    let downloading = tracing::info_span!("download", engine = %Engine::Cri, error = Empty);
+    let mut got = phase(downloading, pulled(&name)).await?;
     if let Some(wanted) = wanted
         && got.as_ref() != Some(wanted)
     {

@@ -5,7 +5,7 @@
 //! the registry refuses a fresh one. For a token challenge the last candidate is nobody: an image that
 //! is public must not fail for a stale credential.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,11 +16,14 @@ use tokio::time::Instant;
 
 use super::challenge::Challenge;
 use super::credentials::{Credential, basic};
+use super::secrets::Secrets;
 use super::token;
 use crate::domain::failure::{Failure, FailureKind};
 
 /// Most tokens, and most challenges, that are kept.
 const MAX_CACHED: usize = 1024;
+/// Most proofs that are remembered as sent, to be kept out of what is quoted.
+const MAX_SENT: usize = 16;
 
 /// Tokens and challenges, shared by all pulls of the process.
 #[derive(Default)]
@@ -179,6 +182,8 @@ struct State {
     /// The token that the proof is made of, and what it answers.
     token: Option<(TokenKey, CachedToken)>,
     challenge: Option<Challenge>,
+    /// What was sent so far, the last [`MAX_SENT`] of it.
+    sent: VecDeque<HeaderValue>,
 }
 
 impl Authorizer {
@@ -288,6 +293,10 @@ impl Authorizer {
                         )
                     })?;
                     header.set_sensitive(true);
+                    if state.sent.len() >= MAX_SENT {
+                        state.sent.pop_front();
+                    }
+                    state.sent.push_back(header.clone());
                     state.proof = Some(header);
                     return Ok(());
                 }
@@ -354,24 +363,39 @@ impl Authorizer {
         Ok(Some(value))
     }
 
+    /// What the registry must not be quoted with: a registry may repeat in its refusal what it was sent.
+    pub(super) async fn secrets(&self) -> Secrets {
+        let mut secrets = Secrets::default();
+        for candidate in &self.candidates {
+            secrets.add(candidate);
+        }
+        let state = self.state.lock().await;
+        for sent in &state.sent {
+            secrets.add_header(sent.to_str().unwrap_or_default());
+        }
+        secrets
+    }
+
     /// The token server's address. A registry that is spoken to over TLS must not send a credential
     /// to a server in the clear.
     fn realm(&self, realm: &str, with_credential: bool) -> Result<Url, Failure> {
-        let refuse = |problem: &str| {
+        // Of the address only where it is: the rest may open something to whoever reads it.
+        let refuse = |problem: &str, place: &str| {
             Failure::new(
                 FailureKind::Unauthorized,
                 format!(
-                    "{} names a token server that {problem}: {realm:?}",
+                    "{} names a token server that {problem}: {place}",
                     self.place.0
                 ),
             )
         };
-        let url = Url::parse(realm).map_err(|_| refuse("is no address"))?;
+        let url = Url::parse(realm).map_err(|error| refuse("is no address", &error.to_string()))?;
+        let place = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
         match url.scheme() {
             "https" => Ok(url),
             "http" if self.plain || !with_credential => Ok(url),
-            "http" => Err(refuse("would get the credential in the clear")),
-            _ => Err(refuse("is not HTTP")),
+            "http" => Err(refuse("would get the credential in the clear", &place)),
+            _ => Err(refuse("is not HTTP", &place)),
         }
     }
 }

@@ -12,7 +12,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode};
 
 use super::credentials::Keychain;
-use super::endpoint::{Endpoint, refusal};
+use super::endpoint::Endpoint;
 use super::{MAX_MANIFEST_BYTES, Shared, hosts, http, manifest};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef};
@@ -187,7 +187,8 @@ impl Repository {
         let status = response.status();
         let is_elsewhere = status == StatusCode::NOT_FOUND && !is_last;
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() || is_elsewhere {
-            return Err(refusal(response, &endpoint.what(&Method::HEAD, &path)).await);
+            let what = endpoint.what(&Method::HEAD, &path);
+            return Err(endpoint.refusal(response, &what).await);
         }
         // Some registries do not know the method, or leave out the digest; and only the refusal of a
         // GET says why.
@@ -238,7 +239,7 @@ impl Repository {
             .await?;
         let what = endpoint.what(&Method::GET, &path);
         if !response.status().is_success() {
-            return Err(refusal(response, &what).await);
+            return Err(endpoint.refusal(response, &what).await);
         }
         let media_type = media_type(response.headers());
         let bytes = http::read_bounded(response, MAX_MANIFEST_BYTES, &what).await?;
@@ -302,7 +303,7 @@ impl Repository {
                 // A registry that is wrong about ranges may well have the blob: it is asked for all of it, once.
                 Begins::Elsewhere(_) if range.take().is_some() => {}
                 Begins::Elsewhere(failure) => return Err(failure),
-                Begins::Nowhere => return Err(refusal(response, &what).await),
+                Begins::Nowhere => return Err(endpoint.refusal(response, &what).await),
             }
         };
         let stream = http::body(response, what);

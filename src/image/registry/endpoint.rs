@@ -114,7 +114,7 @@ impl Endpoint {
             match refused.await {
                 Ok(was_current) if refusals < MAX_REFUSALS => renewals += usize::from(was_current),
                 Err(Some(failure)) => return Err(failure),
-                Ok(_) | Err(None) => return Err(refusal(response, &what).await),
+                Ok(_) | Err(None) => return Err(self.refusal(response, &what).await),
             }
         }
         Err(Failure::new(
@@ -199,13 +199,17 @@ impl Endpoint {
             self.host.authority, self.repository
         )
     }
-}
 
-/// The failure that a response means, in the registry's own words where it has some.
-pub(super) async fn refusal(response: Response, what: &str) -> Failure {
-    let (status, headers) = (response.status(), response.headers().clone());
-    let body = http::read_bounded(response, MAX_ERROR_BYTES, what)
-        .await
-        .unwrap_or_default();
-    failure::of_status(status, &headers, &body, what)
+    /// The failure that a response means, in the registry's own words where it has some, as far as they hold no secret.
+    pub(super) async fn refusal(&self, response: Response, what: &str) -> Failure {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = http::read_bounded(response, MAX_ERROR_BYTES, what)
+            .await
+            .unwrap_or_default();
+        let mut secrets = self.authorizer.secrets().await;
+        for value in self.host.headers.values() {
+            secrets.add_header(value.to_str().unwrap_or_default());
+        }
+        failure::of_status(status, &headers, &secrets.hide(&body), what)
+    }
 }

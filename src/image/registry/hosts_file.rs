@@ -28,7 +28,7 @@ pub(super) struct Entry {
 pub(super) fn parse(directory: &Path, text: &str) -> Result<Vec<Entry>, Vec<String>> {
     let root: Table = text
         .parse()
-        .map_err(|error: toml::de::Error| vec![error.to_string().trim_end().replace('\n', " ")])?;
+        .map_err(|error: toml::de::Error| vec![unreadable(text, &error)])?;
     let mut reader = Reader {
         directory,
         problems: Vec::new(),
@@ -38,7 +38,7 @@ pub(super) fn parse(directory: &Path, text: &str) -> Result<Vec<Entry>, Vec<Stri
         None => {}
         Some(Value::Table(hosts)) => {
             for (server, settings) in hosts {
-                let at = format!("host.{server:?}");
+                let at = format!("host.{:?}", without_login(server));
                 match settings {
                     Value::Table(settings) => {
                         entries.push(reader.entry(&at, Some(server), settings, true));
@@ -266,6 +266,23 @@ fn kind(value: &Value) -> &'static str {
     value.type_str()
 }
 
+/// What is wrong with the text, and in which line; not the line itself, which may be a header with a secret.
+fn unreadable(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => {
+            let line = before.matches('\n').count() + 1;
+            format!("not TOML, line {line}: {}", error.message())
+        }
+        None => format!("not TOML: {}", error.message()),
+    }
+}
+
+/// An address for messages: what stands before an `@` may be a password.
+fn without_login(server: &str) -> &str {
+    server.rsplit('@').next().unwrap_or_default()
+}
+
 /// Splits `[scheme://]host[:port][/path]`; without a scheme it is TLS. The path is made as short as it can be, as by Go's
 /// `path.Clean`.
 fn address(server: &str, override_path: bool) -> Result<(bool, String, String), String> {
@@ -273,10 +290,13 @@ fn address(server: &str, override_path: bool) -> Result<(bool, String, String), 
     let plain = match scheme.to_ascii_lowercase().as_str() {
         "https" => false,
         "http" => true,
-        _ => return Err(format!("{server:?}: {scheme} is neither http nor https")),
+        _ => {
+            let shown = without_login(server);
+            return Err(format!("{shown:?}: {scheme} is neither http nor https"));
+        }
     };
-    let url =
-        Url::parse(&format!("https://{rest}")).map_err(|error| format!("{server:?}: {error}"))?;
+    let url = Url::parse(&format!("https://{rest}"))
+        .map_err(|error| format!("{:?}: {error}", without_login(server)))?;
     // Taken from the text: the parsed form drops a default port, and with it the difference between
     // `http://host`, which may turn out to be TLS, and `http://host:80`, which may not.
     let authority = rest
@@ -286,7 +306,7 @@ fn address(server: &str, override_path: bool) -> Result<(bool, String, String), 
         .unwrap_or_default()
         .to_owned();
     if authority.is_empty() {
-        return Err(format!("{server:?} names no host"));
+        return Err(format!("{:?} names no host", without_login(server)));
     }
     let segments = url.path().split('/').filter(|segment| !segment.is_empty());
     let mut path: String = segments.flat_map(|segment| ["/", segment]).collect();

@@ -262,6 +262,15 @@ Token = 7
 
 #[test]
 fn text_that_is_not_toml_is_said_to_be_so() {
-    let problems = problems("server = [\n");
-    assert!(problems[0].contains("TOML"), "{problems:?}");
+    let found = problems("server = [\n");
+    assert!(found[0].contains("TOML"), "{found:?}");
+    // The line itself may hold a secret.
+    let found = problems("[header]\nauthorization = sEcReT\n");
+    assert!(found[0].starts_with("not TOML, line 2: "), "{found:?}");
+    assert!(!found[0].contains("sEcReT"), "{found:?}");
+    let found = problems("[host.\"http://bob:sEcReT@a.io\"]\nca = 7\n");
+    assert!(
+        found[0].contains("a.io") && !found[0].contains("sEcReT"),
+        "{found:?}"
+    );
 }

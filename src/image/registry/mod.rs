@@ -23,6 +23,7 @@ mod platform;
 mod provider;
 mod provider_config;
 mod proxy;
+mod secrets;
 #[cfg(test)]
 mod test_server;
 mod token;

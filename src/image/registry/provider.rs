@@ -81,10 +81,10 @@ enum PluginError {
     Status(std::process::ExitStatus),
     #[error("answered something else than a CredentialProviderResponse (line {0})")]
     Answer(usize),
-    #[error("answered in {0:?}, while its apiVersion is set to {1:?}")]
-    Version(String, String),
-    #[error("answered with the duration {0:?}, which is none")]
-    Duration(String),
+    #[error("answered in another apiVersion than {0:?}, which is set for it")]
+    Version(String),
+    #[error("answered with a cacheDuration that is none")]
+    Duration,
 }
 
 #[derive(Serialize)]
@@ -210,8 +210,7 @@ impl Plugin {
         let response = exec(provider, bin_dir, image).await?;
         let lifetime = match &response.cache_duration {
             None => provider.keep_for,
-            Some(text) => provider_config::duration(text)
-                .ok_or_else(|| PluginError::Duration(text.clone()))?,
+            Some(text) => provider_config::duration(text).ok_or(PluginError::Duration)?,
         };
         let auth = response.auth.unwrap_or_default();
         let mut entries: Vec<_> = auth
@@ -321,8 +320,7 @@ async fn exec(provider: &Provider, bin_dir: &Path, image: &str) -> Result<Respon
         return Err(PluginError::Answer(1));
     }
     if response.api_version != provider.api_version {
-        let (answered, set) = (response.api_version, provider.api_version.clone());
-        return Err(PluginError::Version(answered, set));
+        return Err(PluginError::Version(provider.api_version.clone()));
     }
     Ok(response)
 }

@@ -151,7 +151,9 @@ fn parse(file: &Path) -> Result<Config, String> {
         return Err(format!("larger than {MAX_FILE_BYTES} bytes"));
     }
     let text = std::fs::read_to_string(file).map_err(|error| error.to_string())?;
-    serde_saphyr::from_str(&text).map_err(|error| error.to_string())
+    // Without the lines around: a variable of a plugin may be a secret.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options).map_err(|error| error.to_string())
 }
 
 impl Entry {

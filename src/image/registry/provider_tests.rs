@@ -178,10 +178,10 @@ async fn of_two_plugins_the_first_has_the_word_and_a_broken_one_holds_up_none() 
         ("sEcReT", "something else"),
         (
             &*answer("Image", "null", "{}").replace(V1, "v0"),
-            "answered in \"v0\"",
+            "in another apiVersion",
         ),
         (&*answer("Nothing", "null", "{}"), "something else"),
-        (&*answer("Image", "\"soon\"", "{}"), "which is none"),
+        (&*answer("Image", "\"soon\"", "{}"), "that is none"),
     ] {
         let node = node(&[provider("one", "a.io", "0s", broken), two(&good)]);
         let provided = node.plugins.provide("a.io/x").await;

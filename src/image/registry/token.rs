@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::credentials::{Credential, basic};
 use super::http::{SendError, Trust};
+use super::secrets::Secrets;
 use super::{failure, http};
 use crate::domain::failure::{Failure, FailureKind};
 
@@ -47,6 +48,13 @@ pub(super) async fn fetch(
     credential: Option<&Credential>,
 ) -> Result<Token, Failure> {
     let what = format!("token server {}", realm.host_str().unwrap_or_default());
+    let mut secrets = Secrets::default();
+    for value in headers.values() {
+        secrets.add_header(value.to_str().unwrap_or_default());
+    }
+    if let Some(credential) = credential {
+        secrets.add(credential);
+    }
     let response = match credential {
         Some(Credential::Identity(secret)) => {
             let fields = [
@@ -78,6 +86,7 @@ pub(super) async fn fetch(
     let (status, headers) = (response.status(), response.headers().clone());
     let body = http::read_bounded(response, MAX_TOKEN_BYTES, &what).await?;
     if !status.is_success() {
+        let body = secrets.hide(&body);
         let mut failure = failure::of_status(status, &headers, &body, &what);
         // A token server says 400 or 404 to a refresh token that is no longer good.
         if matches!(status.as_u16(), 400 | 404) {

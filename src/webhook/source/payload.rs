@@ -151,6 +151,7 @@ impl Told<'_> {
             event_id: self.id.map(str::to_owned),
             source: None,
             unverified: false,
+            trace: None,
         })
     }
 }

@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::event::Problem;
 use crate::domain::job::JobSpec;
 use crate::domain::name::JobName;
+use crate::domain::trace::TraceOrigin;
 use fields::Fields;
 
 /// Largest manifest in bytes: what a broker takes in one message by default.
@@ -38,6 +39,8 @@ pub struct Submission {
     pub labels: BTreeMap<String, String>,
     /// What is asked.
     pub spec: JobSpec,
+    /// The trace it belongs to. No part of the manifest: it comes with the message, as a header.
+    pub trace: Option<TraceOrigin>,
 }
 
 impl Submission {
@@ -150,9 +153,12 @@ pub fn read(document: &Value) -> Result<Submission, Rejection> {
     let spec = Fields::open("", document, &mut problems)
         .and_then(|fields| read_root(fields, &mut name, &mut problems));
     match (name, spec) {
-        (Some((name, labels)), Some(spec)) if problems.is_empty() => {
-            Ok(Submission { name, labels, spec })
-        }
+        (Some((name, labels)), Some(spec)) if problems.is_empty() => Ok(Submission {
+            name,
+            labels,
+            spec,
+            trace: None,
+        }),
         (name, _) => {
             problems.sort_by(|a, b| a.path.cmp(&b.path));
             Err(Rejection {
@@ -205,7 +211,7 @@ fn read_root(
 
 /// Fields of `metadata` that servers write: `kubectl get -o yaml` and `prewarm get -o yaml` print
 /// them, and applying that output again has to work.
-const SERVER_METADATA: [&str; 13] = [
+const SERVER_METADATA: [&str; 14] = [
     "annotations",
     "creationTimestamp",
     "deletionGracePeriodSeconds",
@@ -219,6 +225,7 @@ const SERVER_METADATA: [&str; 13] = [
     "generation",
     "createdAt",
     "requestSequence",
+    "trace",
 ];
 
 fn read_metadata(mut metadata: Fields<'_>, problems: &mut Vec<Problem>) -> Option<Named> {

@@ -338,7 +338,11 @@ impl PushRule {
     /// # Errors
     /// As [`Self::manifest`].
     pub fn submission(&self, push: &Push) -> Result<Submission, Rejection> {
-        read_job(&self.manifest(push)?)
+        let submission = read_job(&self.manifest(push)?)?;
+        Ok(Submission {
+            trace: push.trace,
+            ..submission
+        })
     }
 
     /// Fills the template in with samples, and notes what is wrong with the jobs that come out.
@@ -351,6 +355,7 @@ impl PushRule {
             event_id: None,
             source: Some("generic".to_owned()),
             unverified: false,
+            trace: None,
         };
         let Err(rejection) = self.manifest(&push) else {
             return;

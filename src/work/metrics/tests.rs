@@ -146,6 +146,7 @@ fn only_the_first_delivery_of_a_task_tells_how_long_it_waited() {
         expires_at: None,
         labels: [].into(),
         annotations: [].into(),
+        traceparent: None,
     };
     for deliveries in [1, 2] {
         listener.saw(Seen::Delivered {

@@ -65,6 +65,7 @@ impl Journal {
         }
         self.newest = Some(stored.store);
         let event = &stored.event;
+        let trace_id = stored.trace_id.map(tracing::field::display);
         let (job, node, image, attempt) = (&event.job, &event.node, &event.image, event.attempt);
         let failure = event.failure.as_ref();
         let kind = failure
@@ -74,10 +75,12 @@ impl Journal {
             .map(|failure| failure.message.as_str())
             .unwrap_or_default();
         match event.state {
-            PullState::Started => tracing::info!(%job, %node, %image, attempt, "pull started"),
+            PullState::Started => {
+                tracing::info!(%job, %node, %image, attempt, trace_id, "pull started")
+            }
             PullState::Retrying => {
                 let next = event.next_attempt_at.unwrap_or_default();
-                tracing::warn!(%job, %node, %image, attempt, kind, reason, next = %next, "pull failed and is tried again");
+                tracing::warn!(%job, %node, %image, attempt, trace_id, kind, reason, next = %next, "pull failed and is tried again");
             }
             PullState::Succeeded => {
                 let (bytes, present) = event.result.as_ref().map_or((0, false), |result| {
@@ -86,10 +89,10 @@ impl Journal {
                         result.already_present,
                     )
                 });
-                tracing::info!(%job, %node, %image, attempt, bytes, present, "image is on the node");
+                tracing::info!(%job, %node, %image, attempt, trace_id, bytes, present, "image is on the node");
             }
             PullState::Failed => {
-                tracing::error!(%job, %node, %image, attempt, kind, reason, "pull failed for good");
+                tracing::error!(%job, %node, %image, attempt, trace_id, kind, reason, "pull failed for good");
             }
         }
         true

@@ -10,6 +10,7 @@ use tracing::Instrument as _;
 use super::Arrived;
 use super::clock::Clock;
 use super::outbox::Outbox;
+use super::spans;
 use crate::bus::Bus;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::pin::Pin;
@@ -68,9 +69,10 @@ impl Pulling {
     ) -> CancellationToken {
         let cancelled = self.all.child_token();
         let (this, stop) = (self.clone(), cancelled.clone());
-        let span = tracing::info_span!("pull", job = %task.job, node = %task.node, image = %task.image, attempt);
+        let span = spans::pull(&task, attempt);
         let work = async move {
             let result = this.pull(&task, attempt, stop).await;
+            spans::pull_ended(&result);
             let ended = Input::PullEnded { pull, result };
             let _ = this.arrivals.send(Arrived::Input(ended)).await;
         };

@@ -210,7 +210,7 @@ impl WorkerState {
         then: Answer,
         effects: &mut Vec<Effect>,
     ) {
-        let event = self.stamped(now, event);
+        let event = self.stamped(now, position, event);
         effects.push(Effect::Store(Arc::clone(&event)));
         self.hand.held[position].stage = Stage::Storing {
             event,
@@ -279,16 +279,18 @@ impl WorkerState {
 
     fn event(&mut self, now: Timestamp, position: usize, state: PullState) -> Arc<EventToStore> {
         let event = self.describe(position, state);
-        self.stamped(now, event)
+        self.stamped(now, position, event)
     }
 
-    fn stamped(&mut self, now: Timestamp, event: TaskEvent) -> Arc<EventToStore> {
+    fn stamped(&mut self, now: Timestamp, position: usize, event: TaskEvent) -> Arc<EventToStore> {
         let store = StoreHandle(self.next_handle());
+        let trace = self.hand.held[position].task.traceparent;
         Arc::new(EventToStore {
             store,
             message_id: format!("{}.{}.{store}", event.id(), self.settings.instance),
             at: now,
             event,
+            trace_id: trace.map(|trace| trace.trace_id),
         })
     }
 }

@@ -16,6 +16,7 @@ use containerd_client::types::Mount;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
+use tracing::field::Empty;
 
 use self::scratch::Layers;
 pub(super) use self::scratch::{Scratch, blocking};
@@ -30,6 +31,7 @@ use super::meter::Meter;
 use super::unpack::{Step, has_snapshot, keep};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
+use crate::image::phase;
 use crate::image::registry::manifest::{Descriptor, ImageConfig, Manifest};
 use crate::image::untar::{self, Implicit, Level};
 
@@ -75,7 +77,11 @@ impl Native<'_> {
         let (ready, mut committing) = mpsc::channel(1);
         let bring = async {
             let layers: Vec<_> = (0..chain.len())
-                .map(|number| self.layer(&chain, number))
+                .map(|number| {
+                    let Descriptor { digest, size, .. } = &self.manifest.layers[number];
+                    let span = tracing::info_span!("layer", %digest, size, error = Empty);
+                    phase(span, self.layer(&chain, number))
+                })
                 .collect();
             let mut layers = futures::stream::iter(layers).buffered(LAYERS_AT_ONCE);
             while let Some(layer) = layers.next().await {
@@ -88,7 +94,8 @@ impl Native<'_> {
         let commit = async {
             let mut number = 0;
             while let Some(layer) = committing.recv().await {
-                self.commit(&chain, number, layer).await?;
+                let span = tracing::info_span!("commit", layer = number, error = Empty);
+                phase(span, self.commit(&chain, number, layer)).await?;
                 number += 1;
             }
             Ok(())

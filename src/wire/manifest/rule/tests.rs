@@ -18,6 +18,7 @@ fn push(repository: &str, tag: Option<&str>) -> Push {
         event_id: None,
         source: Some("harbor".to_owned()),
         unverified: false,
+        trace: None,
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) fn task(job: &str, image: &str) -> PullTask {
         expires_at: None,
         labels: [("team".to_owned(), "infra".to_owned())].into(),
         annotations: [].into(),
+        traceparent: None,
     }
 }
 
