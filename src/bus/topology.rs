@@ -16,7 +16,7 @@ use crate::wire::subject::{JobVerb, Subjects};
 /// How long events are kept.
 pub const EVENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long the broker remembers a message's id, so that a repeat is dropped.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Most requests that wait for a dispatcher; one more is refused with an error.
 pub const MAX_WAITING_REQUESTS: i64 = 100_000;
 /// Most consumers of a stream: one per node, and as many again for whoever watches. nats-server 2.15
