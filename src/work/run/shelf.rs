@@ -274,7 +274,7 @@ mod tests {
         let content = fs::read(path(0)).unwrap();
         fs::write(path(0), &content[..content.len() - 1]).unwrap();
         fs::write(path(1), b"").unwrap();
-        let mut flipped = content.clone();
+        let mut flipped = content;
         let last = flipped.len() - 10;
         flipped[last] ^= 1;
         fs::write(path(2), flipped).unwrap();
