@@ -11,6 +11,7 @@ MAKEFLAGS += --no-builtin-rules
 
 CARGO ?= cargo
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.1
 PARTS := $(shell deploy/local/parts --dir)
 # One on PATH will do; else it is built once into the folder of the parts.
 CARGO_DENY := $(or $(shell command -v cargo-deny),$(PARTS)/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny)
@@ -79,6 +80,25 @@ test-cli: test-deps ## Test the command line as a user meets it
 	$(call cargo_test,--test cli)
 test-e2e: test-deps ## Test everything together, with crashes (root)
 	$(call cargo_test,--test e2e)
+
+# One target of fuzz/targets for so many seconds: make fuzz TARGET=untar SECONDS=600. Needs rustup's nightly.
+SECONDS ?= 120
+found = target/fuzz/$(TARGET)
+cargo_fuzz = $(PARTS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
+run_fuzz = TARGET=$(TARGET) $(cargo_fuzz) run --fuzz-dir fuzz prewarm
+.PHONY: fuzz fuzz-keep test-fuzz
+test-fuzz: build-deps ## Run the fuzz targets on what was found and on a few mutations of it
+	$(call cargo_test,--test fuzz)
+fuzz: build-deps $(cargo_fuzz) ## Look for inputs that break TARGET, for SECONDS; what is new goes to target/fuzz
+	@mkdir -p $(found)
+	RUSTUP_TOOLCHAIN=nightly $(run_fuzz) $(found) fuzz/corpus/$(TARGET) -- \
+	  -max_total_time=$(SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048
+fuzz-keep: build-deps $(cargo_fuzz) ## Keep what was found for TARGET and reaches something new
+	RUSTUP_TOOLCHAIN=nightly $(run_fuzz) fuzz/corpus/$(TARGET) $(found) -- -merge=1 -max_len=4096
+$(PARTS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz:
+	CARGO_TARGET_DIR=$(PARTS)/cargo-fuzz-build $(CARGO) install --locked cargo-fuzz \
+	  --version $(CARGO_FUZZ_VERSION) --root $(PARTS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)
+	rm -rf $(PARTS)/cargo-fuzz-build
 
 .PHONY: bench
 bench: test-deps ## Measure what is promised: latency, memory, pull time (root)

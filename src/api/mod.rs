@@ -58,7 +58,7 @@ impl Refusal {
     pub(crate) fn unanswered(message: impl std::fmt::Display) -> Self {
         Self {
             code: 503,
-            message: format!("the broker does not answer: {message}"),
+            message: format!("the broker did not do it: {message}"),
         }
     }
 }

@@ -18,9 +18,12 @@ use crate::wire::subject::{JobVerb, Subjects};
 /// How long events are kept.
 pub const EVENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long the broker remembers a message's id, so that a repeat is dropped.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Most requests that wait for a dispatcher; one more is refused with an error.
 pub const MAX_WAITING_REQUESTS: i64 = 100_000;
+/// Least that the broker has to take in one message, in bytes: nats-server's default. What prewarm stores is bounded
+/// to stay below it.
+pub const MIN_MAX_PAYLOAD: usize = 1 << 20;
 /// Most consumers of a stream: one per node, and as many again for whoever watches. nats-server 2.15
 /// refuses more than 1,000 unless the stream says otherwise (nats-server PR 8337).
 const MAX_CONSUMERS: i32 = 100_000;
@@ -69,6 +72,11 @@ pub enum TopologyError {
         "the broker has JetStream switched off for this account; start nats-server with -js, or enable jetstream for the account"
     )]
     NoJetStream,
+    /// The broker takes only small messages.
+    #[error(
+        "the broker takes messages of {0} bytes at most, and prewarm needs {MIN_MAX_PAYLOAD}; leave max_payload of nats-server at its default, or raise it"
+    )]
+    SmallPayload(usize),
     /// The broker did not answer in time. Trying again may help.
     #[error("the broker did not answer while stream {stream} was looked at: {reason}")]
     Unanswered {
@@ -110,6 +118,8 @@ pub fn streams(subjects: &Subjects, settings: TopologySettings) -> Vec<Config> {
     };
     let tasks = Config {
         max_messages_per_subject: 1,
+        // Should an operator limit it: an error is better than a task that is gone.
+        discard: DiscardPolicy::New,
         description: Some("prewarm: released pulls, one message each".to_owned()),
         ..base(subjects.tasks_stream(), vec![subjects.tasks()])
     };
@@ -146,6 +156,7 @@ pub fn streams(subjects: &Subjects, settings: TopologySettings) -> Vec<Config> {
 /// # Errors
 /// The broker cannot hold the cell, or does not answer.
 pub async fn ensure(bus: &Bus, settings: TopologySettings) -> Result<(), TopologyError> {
+    takes_enough(bus)?;
     for wanted in streams(&bus.subjects, settings) {
         ensure_stream(&bus.jetstream, wanted).await?;
     }
@@ -155,8 +166,9 @@ pub async fn ensure(bus: &Bus, settings: TopologySettings) -> Result<(), Topolog
 /// Says what is not as the contract needs it, without changing anything; for `prewarm check`.
 ///
 /// # Errors
-/// The first stream that is missing or wrong.
+/// The first thing that is missing or wrong.
 pub async fn check(bus: &Bus, settings: TopologySettings) -> Result<(), TopologyError> {
+    takes_enough(bus)?;
     for wanted in streams(&bus.subjects, settings) {
         check_stream(bus, wanted).await?;
     }
@@ -212,6 +224,13 @@ fn missing(stream: String) -> TopologyError {
     TopologyError::Wrong {
         stream,
         differences,
+    }
+}
+
+fn takes_enough(bus: &Bus) -> Result<(), TopologyError> {
+    match bus.client.max_payload() {
+        found if found < MIN_MAX_PAYLOAD => Err(TopologyError::SmallPayload(found)),
+        _ => Ok(()),
     }
 }
 

@@ -302,6 +302,7 @@ mod tests {
             "memory-limit",
             "sync-filesystem",
             "nice",
+            "state-dir",
             "min-free-disk",
             "metrics-listen",
             "log-format",

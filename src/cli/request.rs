@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use tracing::field::Empty;
 
@@ -63,15 +64,46 @@ pub async fn send(bus: &Bus, verb: JobVerb, body: Vec<u8>) -> Result<u64, Failur
                         body.len()
                     )));
                 }
-                _ => silent = Some(error),
+                _ => match refusal(&error) {
+                    Some(refusal) => return Err(refused(bus, &refusal)),
+                    None => silent = Some(error),
+                },
             },
         }
     }
     let reason = silent.map(|error| error.to_string()).unwrap_or_default();
-    Err(journal::unanswered(
-        "a request that it should keep",
-        &reason,
+    Err(
+        journal::unanswered("a request that it should keep", &reason).advise(
+            "`prewarm check` looks at JetStream and permissions; the log of nats-server tells of a full disk, after which it has to be started again",
+        ),
+    )
+}
+
+/// The broker's words, if it is the broker that does not want the message.
+fn refusal(error: &PublishError) -> Option<jetstream::Error> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<jetstream::Error>().cloned()
+}
+
+fn refused(bus: &Bus, refusal: &jetstream::Error) -> Failure {
+    let stream = bus.subjects.jobs_stream();
+    let words = refusal.to_string();
+    let advice = if refusal.error_code() == ErrorCode::STREAM_STORE_FAILED && is_full(&words) {
+        "requests wait for a dispatcher that does not take them: see that one runs, `prewarm check` looks at it"
+    } else {
+        "see the log of nats-server: a limit of the stream or of the account, or a full disk"
+    };
+    Failure::unreachable(format!(
+        "the broker did not take the request into {stream}: {words}"
     ))
+    .advise(advice)
+}
+
+/// Whether these are the words for a stream at its limit (`ErrMaxMsgs`, `ErrMaxBytes` of `server/store.go`).
+fn is_full(words: &str) -> bool {
+    ["maximum messages exceeded", "maximum bytes exceeded"]
+        .iter()
+        .any(|limit| words.contains(limit))
 }
 
 /// Events of jobs from a moment on, in order.

@@ -322,6 +322,7 @@ impl Node {
         WorkerSettings {
             standing,
             capacity: self.node.capacity,
+            state_dir: self.node.state_dir.clone(),
             ..WorkerSettings::new(self.node.node.clone())
         }
     }

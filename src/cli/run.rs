@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::args::RunArgs;
 use super::exit::Failure;
 use super::submit::Checked;
-use crate::cli::settings::worker::labels;
+use crate::cli::settings::labels::labels;
 use crate::cli::settings::{Check, Sources};
 use crate::domain::image::ImageRef;
 use crate::wire::event::Problem;

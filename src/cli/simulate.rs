@@ -9,7 +9,7 @@ use super::args::SimulateArgs;
 use super::exit::Failure;
 use super::output::{document, print, tell};
 use super::settings::Check;
-use super::settings::worker::labels;
+use super::settings::labels::labels;
 use super::{Invocation, signals, text};
 use crate::bus::Bus;
 use crate::bus::connect::{ConnectSettings, connect_role};

@@ -1,6 +1,6 @@
 //! Reading a cell back from the broker, as [`super::rebuild`] wants it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
@@ -39,7 +39,7 @@ pub(super) async fn load(
 ) -> Result<Loaded, ReadError> {
     let mut state = Dispatcher::new(settings);
     let mut feed = |input: Input| state.handle(now, input, &mut Vec::new());
-    let events_end = newest(bus, &bus.subjects.events_stream()).await?;
+    let (events_begin, events_end) = ends(bus, &bus.subjects.events_stream()).await?;
     feed(Input::EventsEnd {
         sequence: events_end,
     });
@@ -51,15 +51,20 @@ pub(super) async fn load(
         }
     }
     let mut revisions = HashMap::new();
+    let mut forgotten = HashSet::new();
     for entry in bucket(bus, &bus.subjects.jobs_bucket()).await? {
         match entry.value::<JobRecord>() {
             Some(record) => {
                 revisions.insert(record.metadata.name.clone(), entry.revision);
+                if is_forgotten(&record, events_begin) {
+                    forgotten.insert(record.metadata.name.clone());
+                }
                 feed(Input::JobRecord(Box::new(record)));
             }
             None => markers.extend(entry.marker()),
         }
     }
+    withdraw(bus, &forgotten).await?;
     let tasks = (bus.subjects.tasks_stream(), bus.subjects.tasks());
     let mut newest_task = 0;
     bus.read_all(&tasks.0, tasks.1, DeliverPolicy::All, |message| {
@@ -101,7 +106,37 @@ pub(super) async fn load(
     })
 }
 
-async fn newest(bus: &Bus, stream: &str) -> Result<u64, ReadError> {
+/// Whether the event stream has dropped events that tell how far the job is: by its age, or a limit that an operator
+/// set.
+fn is_forgotten(record: &JobRecord, events_begin: u64) -> bool {
+    let status = &record.status;
+    let runs = status.outcome.is_none() && status.round_completed_at.is_none();
+    runs && status.events_after.saturating_add(1) < events_begin
+}
+
+/// Takes the tasks of these jobs back. Which of them have ended cannot be told, and one that has would be waited for
+/// for ever; without its message a pull is released again, and its worker finds the image.
+async fn withdraw(bus: &Bus, jobs: &HashSet<JobName>) -> Result<(), ReadError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let name = bus.subjects.tasks_stream();
+    let failed = |error: &dyn std::fmt::Display| ReadError {
+        stream: name.clone(),
+        reason: error.to_string(),
+    };
+    let tasks = bus.jetstream.get_stream_no_info(&name).await;
+    let tasks = tasks.map_err(|error| failed(&error))?;
+    for job in jobs {
+        tracing::warn!(%job, stream = bus.subjects.events_stream(), "events that tell how far the job is are gone; raise the stream's limits if it has any; pulls without one are released again");
+        let purge = tasks.purge().filter(bus.subjects.tasks_of_job(job));
+        purge.await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// The sequences of a stream's first and last message.
+async fn ends(bus: &Bus, stream: &str) -> Result<(u64, u64), ReadError> {
     let info = bus
         .jetstream
         .get_stream(stream)
@@ -110,7 +145,8 @@ async fn newest(bus: &Bus, stream: &str) -> Result<u64, ReadError> {
             stream: stream.to_owned(),
             reason: error.to_string(),
         })?;
-    Ok(info.cached_info().state.last_sequence)
+    let state = &info.cached_info().state;
+    Ok((state.first_sequence, state.last_sequence))
 }
 
 struct Entry {

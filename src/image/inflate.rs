@@ -8,7 +8,7 @@ use zlib_rs::{Inflate, InflateFlush, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 /// Bytes of a buffer that inflated bytes are handed on in.
-pub(super) const CHUNK_BYTES: usize = 256 << 10;
+pub const CHUNK_BYTES: usize = 256 << 10;
 /// Most bytes of a gzip member's header; its texts have no limit of their own (RFC 1952, 2.3).
 const MAX_GZIP_HEADER: usize = 64 << 10;
 /// Bytes that tell the formats apart.
@@ -22,7 +22,7 @@ const ZSTD_SKIPPABLE: u32 = 0x184d_2a50;
 
 /// A stream that cannot be inflated.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub(super) enum InflateError {
+pub enum InflateError {
     /// It is not what it begins as.
     #[error("the {format} stream is broken: {problem}")]
     Broken {
@@ -43,15 +43,18 @@ pub(super) enum InflateError {
 }
 
 /// Where inflated bytes go: a full buffer is given away and an empty one taken in its place.
-pub(super) trait Outlet {
+pub trait Outlet {
     /// Takes the first `filled` bytes of a buffer.
+    ///
+    /// # Errors
+    /// `Unwanted`, to end the inflating.
     fn take(&mut self, buffer: Vec<u8>, filled: usize) -> Result<(), InflateError>;
     /// A buffer of [`CHUNK_BYTES`].
     fn buffer(&mut self) -> Vec<u8>;
 }
 
 /// Inflates one stream.
-pub(super) struct Inflater {
+pub struct Inflater {
     codec: Codec,
     out: Out,
 }
@@ -91,7 +94,8 @@ struct Out {
 
 impl Inflater {
     /// `limit` is how many bytes may come out.
-    pub(super) fn new(limit: u64) -> Self {
+    #[must_use]
+    pub fn new(limit: u64) -> Self {
         Self {
             codec: Codec::Unknown(Vec::with_capacity(MAGIC_BYTES)),
             out: Out {
@@ -104,11 +108,10 @@ impl Inflater {
     }
 
     /// Inflates the next bytes.
-    pub(super) fn push(
-        &mut self,
-        input: &[u8],
-        outlet: &mut impl Outlet,
-    ) -> Result<(), InflateError> {
+    ///
+    /// # Errors
+    /// What is wrong with the stream; the rest of it is of no use then.
+    pub fn push(&mut self, input: &[u8], outlet: &mut impl Outlet) -> Result<(), InflateError> {
         let Codec::Unknown(first) = &mut self.codec else {
             return self.codec.push(input, &mut self.out, outlet);
         };
@@ -122,7 +125,10 @@ impl Inflater {
     }
 
     /// Ends the stream, which must not be in the middle of anything, and hands on what is left.
-    pub(super) fn finish(mut self, outlet: &mut impl Outlet) -> Result<(), InflateError> {
+    ///
+    /// # Errors
+    /// It ends in the middle, or nobody takes what is left.
+    pub fn finish(mut self, outlet: &mut impl Outlet) -> Result<(), InflateError> {
         if let Codec::Unknown(first) = &mut self.codec {
             let first = std::mem::take(first);
             self.codec = Codec::of(&first)?;

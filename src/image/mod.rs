@@ -6,7 +6,7 @@
 
 pub mod containerd;
 mod cri;
-mod inflate;
+pub mod inflate;
 pub mod registry;
 pub mod simulated;
 pub mod size;

@@ -296,6 +296,22 @@ pub struct FailureGroup {
 /// broker's 1 MiB.
 pub const MAX_NODES_PER_GROUP: usize = 50;
 
+/// Most problems that a rejection lists: a message may have one in every few bytes.
+pub const MAX_PROBLEMS: usize = 100;
+/// Longest path and longest message of a problem in a rejection, in bytes: both quote what was sent.
+pub const MAX_PROBLEM_BYTES: usize = 500;
+
+fn cut(text: &mut String) {
+    if text.len() > MAX_PROBLEM_BYTES {
+        let mut end = MAX_PROBLEM_BYTES;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
 /// A fact about a job; the envelope's type is `dev.prewarm.job.<kind>`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -350,9 +366,22 @@ pub struct JobEvent {
 }
 
 impl JobEvent {
-    /// A message that was not carried out: its sequence in `PREWARM_JOBS`, and what is wrong with it.
+    /// A message that was not carried out: its sequence in `PREWARM_JOBS`, and what is wrong with it: the first
+    /// [`MAX_PROBLEMS`], each cut to [`MAX_PROBLEM_BYTES`].
     #[must_use]
-    pub fn rejected(job: Option<JobName>, sequence: u64, problems: Vec<Problem>) -> Self {
+    pub fn rejected(job: Option<JobName>, sequence: u64, mut problems: Vec<Problem>) -> Self {
+        let more = problems.len().saturating_sub(MAX_PROBLEMS);
+        problems.truncate(MAX_PROBLEMS);
+        for Problem { path, message } in &mut problems {
+            cut(path);
+            cut(message);
+        }
+        if more > 0 {
+            problems.push(Problem {
+                path: String::new(),
+                message: format!("and {more} more problems"),
+            });
+        }
         Self {
             job,
             run: None,
@@ -405,5 +434,30 @@ impl NodeEventKind {
             Self::Joined => "joined",
             Self::Left => "left",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejection_fits_into_a_message_whatever_was_sent() {
+        // A control character is six bytes in JSON.
+        let problem = Problem {
+            path: "\u{1}".repeat(2_000),
+            message: "\u{1}".repeat(2_000),
+        };
+        let event = JobEvent::rejected(None, 1, vec![problem; 300]);
+        assert_eq!(event.problems.len(), MAX_PROBLEMS + 1);
+        let last = event.problems.last().unwrap();
+        assert_eq!(last.message, "and 200 more problems");
+        assert!(serde_json::to_vec(&event).unwrap().len() < 1 << 20);
+        let problem = Problem {
+            path: String::new(),
+            message: "é".repeat(MAX_PROBLEM_BYTES),
+        };
+        let event = JobEvent::rejected(None, 1, vec![problem]);
+        assert!(event.problems[0].message.ends_with("é…"));
     }
 }

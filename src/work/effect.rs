@@ -96,6 +96,10 @@ pub enum Effect {
     CancelPull(PullHandle),
     /// Publish an event and wait for the broker to keep it; answered by `Stored` or `NotStored`.
     Store(Arc<EventToStore>),
+    /// Write the end of a pull to the disk, where it survives this process; nothing waits for that.
+    Keep(Arc<EventToStore>),
+    /// Take it off the disk again, if it is there.
+    Discard(Arc<EventToStore>),
     /// The task is done with.
     Ack(DeliveryToken),
     /// The task is to be delivered again.

@@ -75,7 +75,19 @@ pub(super) enum Stage {
         /// When to ask again; `None` while it is asked.
         again_at: Option<Timestamp>,
         then: Answer,
+        on_disk: OnDisk,
     },
+}
+
+/// Whether the end of an attempt would survive this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum OnDisk {
+    /// It has no need to: the task comes again, or the broker has the end.
+    No,
+    /// It is written to the disk at this time, unless the broker has it by then.
+    At(Timestamp),
+    /// It does.
+    Yes,
 }
 
 /// What a task is answered with.
@@ -85,6 +97,32 @@ pub(super) enum Answer {
     Ack,
     /// Another attempt follows at this time.
     PutBack(Timestamp),
+}
+
+impl Held {
+    /// What has to be taken off the disk when nobody wants this task's end any more.
+    pub(super) fn to_discard(&self) -> Option<Arc<EventToStore>> {
+        match &self.stage {
+            Stage::Storing {
+                event,
+                on_disk: OnDisk::Yes,
+                ..
+            } => Some(Arc::clone(event)),
+            _ => None,
+        }
+    }
+
+    /// What has to be written to the disk when this process does not wait for the broker any longer.
+    pub(super) fn to_keep(&self) -> Option<Arc<EventToStore>> {
+        match &self.stage {
+            Stage::Storing {
+                event,
+                on_disk: OnDisk::At(_),
+                ..
+            } => Some(Arc::clone(event)),
+            _ => None,
+        }
+    }
 }
 
 /// A pull that was told to stop, whose task is no longer in hand. It takes a slot until it has ended.

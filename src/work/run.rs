@@ -6,14 +6,17 @@
 mod clock;
 mod fetching;
 mod journal;
+mod keeping;
 mod observe;
 mod outbox;
 mod pinning;
 mod pulling;
 mod registering;
+mod shelf;
 mod spans;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,6 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::clock::Clock;
 use self::fetching::Fetching;
 use self::journal::Journal;
+use self::keeping::Keeping;
 pub use self::observe::{Observer, Seen};
 use self::outbox::Outbox;
 use self::pinning::Pinning;
@@ -33,6 +37,7 @@ use self::pulling::Pulling;
 use self::registering::Registering;
 use super::effect::{ConsumerName, DeliveryToken, Effect, EventToStore, PullHandle};
 use super::input::{FetchEnd, Input};
+use super::state::kept::KeptResult;
 use super::state::{DEFAULT_GRACE, Settings, WorkerState};
 use crate::bus::Bus;
 use crate::bus::pull::{Answer, Delivery, PullTimes};
@@ -63,6 +68,8 @@ pub struct WorkerSettings {
     pub ack_wait: Duration,
     /// The times of requests for tasks.
     pub pull_times: PullTimes,
+    /// Where ends of pulls are kept that the broker could not be told; `None`: nowhere, and they are found again.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl WorkerSettings {
@@ -76,6 +83,7 @@ impl WorkerSettings {
             grace: DEFAULT_GRACE,
             ack_wait: Duration::from_secs(ACK_WAIT_SECONDS),
             pull_times: PullTimes::default(),
+            state_dir: None,
         }
     }
 }
@@ -141,9 +149,11 @@ pub async fn run_observed(
     let (arrivals, arrived) = mpsc::channel(MAX_ARRIVED);
     let (outbox, sending) = Outbox::start(bus.clone(), arrivals.clone(), Arc::clone(&observer));
     let outboxes = (outbox.clone(), arrivals);
-    let mut shell = Shell::new(bus, runtime, info, &settings, outboxes, observer);
+    let kept = Keeping::start(&settings, &bus.subjects.prefix().to_string()).await;
+    let mut shell = Shell::new(bus, runtime, info, &settings, outboxes, kept, observer);
     shell.serve(arrived, revocations, shutdown).await;
     outbox.close(sending).await;
+    shell.keeping.close().await;
     Ok(())
 }
 
@@ -170,6 +180,7 @@ struct Shell {
     journal: Journal,
     observer: Arc<dyn Observer>,
     outbox: Outbox,
+    keeping: Keeping,
     fetching: Fetching,
     registering: Registering,
     standing: watch::Receiver<NodeStanding>,
@@ -192,6 +203,7 @@ impl Shell {
         info: RuntimeInfo,
         settings: &WorkerSettings,
         (outbox, arrivals): (Outbox, mpsc::Sender<Arrived>),
+        (keeping, kept): (Keeping, Vec<KeptResult>),
         observer: Arc<dyn Observer>,
     ) -> Self {
         let mut clock = Clock::new();
@@ -214,7 +226,8 @@ impl Shell {
         let pulling = Pulling::new(&bus, runtime, outbox.clone(), arrivals.clone());
         Self {
             node: settings.node.clone(),
-            state: WorkerState::new(state_settings, rand::random(), clock.now()),
+            state: WorkerState::new(state_settings, rand::random(), clock.now())
+                .with_kept(clock.now(), kept),
             clock,
             journal,
             observer,
@@ -225,6 +238,7 @@ impl Shell {
             pulling,
             pinning,
             outbox,
+            keeping,
             replies: HashMap::new(),
             deliveries: 0,
             running: HashMap::new(),
@@ -386,6 +400,8 @@ impl Shell {
                 }
             }
             Effect::Store(event) => self.store(event),
+            Effect::Keep(event) => self.keeping.keep(event),
+            Effect::Discard(event) => self.keeping.discard(event),
             Effect::Ack(token) => self.answer(token, Answer::Ack),
             Effect::Nak { token, delay } => self.answer(token, Answer::Nak(delay)),
             Effect::InProgress(token) => {

@@ -6,6 +6,7 @@
 
 pub mod attempt;
 mod delivery;
+pub mod kept;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod tests;
 
 use std::time::Duration;
 
+use self::kept::Kept;
 pub use super::effect::{
     ConsumerName, DeliveryToken, Effect, EventToStore, Note, PullHandle, StoreHandle,
 };
@@ -76,6 +78,8 @@ pub enum DeadlineReason {
     InProgress,
     /// The broker is asked again to keep an event.
     StoreAgain,
+    /// The end of a pull goes to the disk, because the broker does not say that it has it.
+    Keep,
     /// A heartbeat is due.
     Heartbeat,
     /// The node registers.
@@ -110,6 +114,8 @@ pub struct WorkerState {
     hand: Hand,
     memory: Memory,
     pins: Pins,
+    /// Of an earlier life.
+    kept: Vec<Kept>,
     handles: u64,
 }
 
@@ -129,6 +135,7 @@ impl WorkerState {
             hand: Hand::default(),
             memory: Memory::default(),
             pins: Pins::default(),
+            kept: Vec::new(),
             handles: 0,
         }
     }
@@ -190,6 +197,7 @@ impl WorkerState {
             Input::Reconnected => {
                 self.outstanding = 0;
                 self.registration.reconnected(now, &mut self.jitter);
+                self.hasten_stores(now);
             }
             Input::StandingChanged => {
                 self.registration.standing_changed(now, &mut self.jitter);
@@ -221,6 +229,8 @@ impl WorkerState {
             Phase::Drained => return None,
         }
         deadlines.extend(self.heartbeat_at.map(|at| (at, DeadlineReason::Heartbeat)));
+        let untold = self.kept.iter().filter_map(Kept::deadline);
+        deadlines.extend(untold.map(|at| (at, DeadlineReason::StoreAgain)));
         for held in &self.hand.held {
             deadlines.push((held.in_progress_at, DeadlineReason::InProgress));
             deadlines.extend(held.deadline());
@@ -288,6 +298,7 @@ impl WorkerState {
         while let Some(position) = self.hand.held.iter().position(&which) {
             let (held, to_cancel) = self.hand.release(position);
             effects.extend(to_cancel.map(Effect::CancelPull));
+            effects.extend(held.to_keep().map(Effect::Keep));
             effects.push(Effect::Nak {
                 token: held.token,
                 delay: None,
@@ -303,6 +314,7 @@ impl WorkerState {
             self.phase = Phase::Stopping;
             self.put_back(|_| true, effects);
         }
+        self.tell_kept(now, effects);
         self.start_waiting(now, effects);
         self.advance_attempts(now, effects);
         self.keep_in_hand(now, effects);

@@ -141,6 +141,9 @@ async fn the_shipped_worker_in_its_sandbox_unpacks_by_itself() {
     );
     // Had it not been allowed what it needs, it would have left the layers to containerd.
     worker.logs("\"engine\":\"native\"", LIMIT).await;
+    // The volume `state` of the pod.
+    let results = scratch.join("state/results/prewarm/node");
+    assert!(results.is_dir(), "{}", worker.log());
     let cri = containerd.cri().await;
     assert!(cri.image_status(&wanted).await.unwrap().is_some());
 }

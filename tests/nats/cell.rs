@@ -32,7 +32,10 @@ pub(crate) struct Cell {
 
 impl Cell {
     pub(crate) async fn start(version: NatsVersion) -> Self {
-        let server = NatsServer::start(version).await;
+        Self::on(NatsServer::start(version).await).await
+    }
+
+    pub(crate) async fn on(server: NatsServer) -> Self {
         let bus = Bus::new(server.client().await, Subjects::default());
         Self { server, bus }
     }
@@ -199,19 +202,18 @@ impl Node {
     ) -> PullTask {
         let (task, message) = self.take().await;
         let event = TaskEvent {
-            job: task.job.clone(),
-            run: task.run.clone(),
-            node: task.node.clone(),
-            image: task.image.clone(),
-            state,
-            attempt: 1,
             failure,
-            next_attempt_at: None,
             result,
-            labels: Default::default(),
-            annotations: Default::default(),
+            ..event_of(&task, state)
         };
-        let key = PullKey::new(task.node.clone(), task.job.clone(), &task.image);
+        self.tell(event).await;
+        message.ack().await.unwrap();
+        task
+    }
+
+    /// Stores an event as a worker does.
+    pub(crate) async fn tell(&self, event: TaskEvent) {
+        let key = PullKey::new(event.node.clone(), event.job.clone(), &event.image);
         let body = serde_json::to_vec(&event.into_event("prewarm", Timestamp::EPOCH)).unwrap();
         let subject = self.bus.subjects.task_event(&key);
         self.bus
@@ -221,7 +223,22 @@ impl Node {
             .unwrap()
             .await
             .unwrap();
-        message.ack().await.unwrap();
-        task
+    }
+}
+
+/// What a worker tells of a task, with nothing beside the state.
+pub(crate) fn event_of(task: &PullTask, state: PullState) -> TaskEvent {
+    TaskEvent {
+        job: task.job.clone(),
+        run: task.run.clone(),
+        node: task.node.clone(),
+        image: task.image.clone(),
+        state,
+        attempt: 1,
+        failure: None,
+        next_attempt_at: None,
+        result: None,
+        labels: Default::default(),
+        annotations: Default::default(),
     }
 }

@@ -4,6 +4,7 @@
     clippy::expect_used,
     reason = "in a test a panic is the report"
 )]
+#![allow(clippy::print_stdout, reason = "for the reader of what was measured")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -30,6 +31,7 @@ macro_rules! on_every_generation {
 mod api;
 mod cell;
 mod dispatcher;
+mod limits;
 mod permissions;
 mod pull;
 mod pushes;

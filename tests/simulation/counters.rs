@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 /// What has to happen at least once in a default run.
-pub const SOMETIMES: [&str; 54] = [
+pub const SOMETIMES: [&str; 57] = [
     "a consumer began behind the newest task",
     "a consumer was lost",
     "a dispatcher crashed between two effects",
     "a dispatcher crashed with an effect on its way",
     "a dispatcher handed over",
+    "a disk took no result",
     "a failed pull was tried again",
     "a frozen leader woke up deposed",
     "a generation replaced one that ran",
@@ -38,12 +39,14 @@ pub const SOMETIMES: [&str; 54] = [
     "a request came again",
     "a request was rejected",
     "a revocation stopped a running pull",
+    "a result of an earlier life was stored",
     "a round followed another",
     "a rebuilt dispatcher was compared",
     "a running pull's worker crashed",
     "a second terminal event differed from the first",
     "a stale task was withdrawn after a takeover",
     "a standby took over",
+    "a task came again that an earlier life had finished",
     "a task was delivered again",
     "a task was delivered again after its terminal event",
     "a worker crashed between two effects",

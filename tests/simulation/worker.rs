@@ -17,6 +17,7 @@ use prewarm::work::effect::{
     ConsumerName, DeliveryToken, Effect, EventToStore, Note, PullHandle, StoreHandle,
 };
 use prewarm::work::input::{FetchEnd, Input};
+use prewarm::work::state::kept::KeptResult;
 use prewarm::work::state::{Settings, WorkerState};
 
 use crate::broker::{Delivery, Demands, End, Millis};
@@ -54,12 +55,16 @@ pub struct WorkerProcess {
     pub images: BTreeMap<String, Digest>,
     /// What holds its images: labels of the runtime, so they outlive the worker.
     pub pins: BTreeSet<Pin>,
+    /// Results on its disk, by message id.
+    kept: BTreeMap<String, KeptResult>,
+    /// What an earlier life left there.
+    inherited: BTreeMap<String, KeptResult>,
     running: BTreeMap<PullHandle, Running>,
     tokens: BTreeMap<DeliveryToken, u64>,
     next_token: u64,
     /// Requests for tasks that are open, and what they lack.
     fetches: BTreeMap<Ticket, u32>,
-    stores: BTreeMap<Ticket, StoreHandle>,
+    stores: BTreeMap<Ticket, (StoreHandle, bool)>,
     registering: Option<Ticket>,
     tick: Option<Millis>,
     pub stopping: bool,
@@ -79,6 +84,8 @@ impl WorkerProcess {
             state: None,
             images: BTreeMap::new(),
             pins: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            inherited: BTreeMap::new(),
             running: BTreeMap::new(),
             tokens: BTreeMap::new(),
             next_token: 0,
@@ -111,7 +118,9 @@ impl WorkerProcess {
         self.registering = None;
         let settings = Settings::new(self.node.clone(), self.instance(), self.facts.capacity);
         let now = self.clock.wall(net.now);
-        self.state = Some(WorkerState::new(settings, net.rng.next(), now));
+        let kept = self.kept.values().cloned().collect();
+        self.inherited = self.kept.clone();
+        self.state = Some(WorkerState::new(settings, net.rng.next(), now).with_kept(now, kept));
         net.nodes.insert(self.node.clone(), self.life());
         self.step(net, Input::Tick)
     }
@@ -237,6 +246,16 @@ impl WorkerProcess {
                 }
             }
             Effect::Store(event) => self.store(net, &event),
+            Effect::Keep(_) if net.rng.percent(10) => {
+                net.counters.bump("a disk took no result");
+            }
+            Effect::Keep(event) => {
+                let kept = KeptResult::from(&*event);
+                self.kept.insert(event.message_id.clone(), kept);
+            }
+            Effect::Discard(event) => {
+                self.kept.remove(&event.message_id);
+            }
             Effect::Ack(token) => self.answer(net, token, TaskAnswer::Ack),
             Effect::Nak { token, delay } => {
                 let delay = delay.map_or(0, |delay| u64::try_from(delay.as_millis()).unwrap_or(0));
@@ -420,7 +439,8 @@ impl WorkerProcess {
             },
         };
         let ticket = net.ask(self.life(), 0, ask, REQUEST_TIMEOUT);
-        self.stores.insert(ticket, stored.store);
+        let inherited = self.inherited.contains_key(&stored.message_id);
+        self.stores.insert(ticket, (stored.store, inherited));
     }
 
     fn answer(&mut self, net: &mut Net, token: DeliveryToken, answer: TaskAnswer) {
@@ -443,8 +463,11 @@ impl WorkerProcess {
         if self.registering.take_if(|open| *open == ticket).is_some() {
             return self.step(net, Input::NotRegistered);
         }
-        if let Some(store) = self.stores.remove(&ticket) {
+        if let Some((store, inherited)) = self.stores.remove(&ticket) {
             let is_stored = matches!(answer, Answer::Published(Ok(_)));
+            if is_stored && inherited {
+                net.counters.bump("a result of an earlier life was stored");
+            }
             if !is_stored {
                 net.counters.bump("a worker stored an event again");
             }
@@ -470,6 +493,14 @@ impl WorkerProcess {
         let Payload::Task(task) = delivery.payload else {
             return Step::Done;
         };
+        let finished = |kept: &KeptResult| {
+            let event = &kept.event;
+            event.job == task.job && event.run == task.run && event.image == task.image
+        };
+        if self.inherited.values().any(finished) {
+            net.counters
+                .bump("a task came again that an earlier life had finished");
+        }
         self.next_token += 1;
         let token = DeliveryToken(self.next_token);
         self.tokens.insert(token, delivery.sequence);

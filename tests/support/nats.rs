@@ -47,7 +47,41 @@ pub struct NatsServer {
     version: NatsVersion,
     port: u16,
     extra: String,
+    /// Before the folder it is mounted in.
+    disk: Option<SmallDisk>,
     dir: TempDir,
+}
+
+/// A tmpfs that ends with its value.
+#[derive(Debug)]
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mebibytes: u32) -> Self {
+        std::fs::create_dir(at).expect("a folder for the disk");
+        let mounted = Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={mebibytes}m"),
+                "small-disk",
+            ])
+            .arg(at)
+            .status();
+        assert!(
+            mounted.is_ok_and(|status| status.success()),
+            "cannot mount a tmpfs: this needs root"
+        );
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: who still has files open there is ending.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 impl NatsServer {
@@ -58,7 +92,10 @@ impl NatsServer {
 
     /// Starts one with `extra` text in its configuration file: accounts, `max_payload`, …
     pub async fn start_with(version: NatsVersion, extra: &str) -> Self {
-        let dir = parts::temp_dir();
+        Self::start_in(parts::temp_dir(), version, extra).await
+    }
+
+    async fn start_in(dir: TempDir, version: NatsVersion, extra: &str) -> Self {
         for _ in 1..PORT_ATTEMPTS {
             let port = free_port();
             match run(version, port, extra, dir.path()).await {
@@ -68,6 +105,7 @@ impl NatsServer {
                         version,
                         port,
                         extra: extra.to_owned(),
+                        disk: None,
                         dir,
                     };
                 }
@@ -78,6 +116,33 @@ impl NatsServer {
             }
         }
         panic!("found no free port for nats-server");
+    }
+
+    /// Starts one whose store is a file system of its own, of so many MiB.
+    #[allow(dead_code, reason = "only the tests of limits fill disks")]
+    pub async fn start_on_small_disk(version: NatsVersion, mebibytes: u32) -> Self {
+        let dir = parts::temp_dir();
+        let disk = SmallDisk::mount(&dir.path().join("store"), mebibytes);
+        let mut server = Self::start_in(dir, version, "").await;
+        server.disk = Some(disk);
+        server
+    }
+
+    /// Fills the disk of its store, but for what is less than a page.
+    #[allow(dead_code, reason = "only the tests of limits fill disks")]
+    pub fn fill_disk(&self) {
+        let filler = self.dir.path().join("store/filler");
+        let mut file = std::fs::File::create(filler).expect("a file on the small disk");
+        let full =
+            std::io::copy(&mut std::io::repeat(0), &mut file).expect_err("a disk that fills up");
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    }
+
+    /// Gives the space back.
+    #[allow(dead_code, reason = "only the tests of limits fill disks")]
+    pub fn free_disk(&self) {
+        let filler = self.dir.path().join("store/filler");
+        std::fs::remove_file(filler).expect("the file that fills the disk");
     }
 
     /// Where it listens, such as `nats://127.0.0.1:20123`.

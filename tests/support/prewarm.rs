@@ -45,7 +45,8 @@ pub fn prewarm<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> 
         .args(args)
         .current_dir(home.path())
         .env_clear()
-        .env("HOME", home.path());
+        .env("HOME", home.path())
+        .env("PREWARM_STATE_DIR", home.path().join("state"));
     for name in KEPT_VARIABLES {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -227,6 +228,11 @@ impl Role {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Its home, which ends with this value; by default its state directory is `state` in it.
+    pub fn home(&self) -> &std::path::Path {
+        self.home.path()
     }
 
     /// Its resident memory in bytes (`VmRSS` of proc_pid_status(5)).

@@ -32,7 +32,11 @@ impl SettingsFile {
         Self::parse(path, &text, &names(command)).map_err(BadSettings)
     }
 
-    fn parse(path: &Path, text: &str, known: &[String]) -> Result<Self, Vec<String>> {
+    /// Reads the text of the file at `path`; `known` are the settings there are.
+    ///
+    /// # Errors
+    /// Everything that is wrong in it.
+    pub fn parse(path: &Path, text: &str, known: &[String]) -> Result<Self, Vec<String>> {
         let at = |message: String| format!("{}: {message}", path.display());
         // Without the lines around: the broker's URL may hold a password.
         let options = serde_saphyr::options! { with_snippet: false };

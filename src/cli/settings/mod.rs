@@ -8,6 +8,7 @@ pub mod broker;
 pub mod dispatcher;
 pub mod file;
 pub mod kubernetes;
+pub mod labels;
 mod nats_context;
 pub mod registry;
 pub mod simulated;

@@ -1,18 +1,20 @@
 //! What a worker is told of its node and of the runtime it pulls into.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::kubernetes::KubernetesArgs;
+use super::labels::labels;
 use super::{Check, given};
 use crate::domain::name::NodeName;
 use crate::domain::node::MAX_CAPACITY;
-use crate::domain::selector::{check_label_key, check_label_value};
 use crate::image::containerd::Nice;
 use crate::image::size::{Bandwidth, ByteSize, DiskReserve};
 use crate::kubernetes::pod::Pod;
 use crate::kubernetes::standing::Choices;
 
+/// Where a worker keeps what would not survive a restart of it, unless a setting says otherwise.
+const DEFAULT_STATE_DIR: &str = "/var/lib/prewarm";
 /// Least memory for pulls: a large layer's threads, and one part of it on its way.
 const MIN_MEMORY_LIMIT: ByteSize = ByteSize(32 << 20);
 
@@ -69,6 +71,9 @@ pub struct WorkerArgs {
         default_value = "10%"
     )]
     pub min_free_disk: String,
+    /// Where ends of pulls are kept until the broker has them; or none [default: /var/lib/prewarm; none if simulated]
+    #[arg(long, env = "PREWARM_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<String>,
     /// containerd, or simulated for a look without root
     #[arg(
         long,
@@ -155,6 +160,8 @@ pub struct NodeSettings {
     pub sync_filesystem: bool,
     /// How much pulls stand back.
     pub nice: Nice,
+    /// Where ends of pulls are kept until the broker has them.
+    pub state_dir: Option<PathBuf>,
     /// Where images go.
     pub runtime: RuntimeChoice,
 }
@@ -195,6 +202,7 @@ impl WorkerArgs {
                 None
             }
         };
+        let state_dir = self.state_dir(runtime.as_ref(), check);
         Some(NodeSettings {
             node: node?,
             labels,
@@ -205,6 +213,7 @@ impl WorkerArgs {
             memory_limit: memory_limit?,
             sync_filesystem: sync_filesystem?,
             nice: nice?,
+            state_dir,
             runtime: runtime?,
         })
     }
@@ -230,6 +239,21 @@ impl WorkerArgs {
             );
         }
         check.parsed("node", pod.node.as_deref())
+    }
+
+    fn state_dir(&self, runtime: Option<&RuntimeChoice>, check: &mut Check<'_>) -> Option<PathBuf> {
+        match given(self.state_dir.as_deref()) {
+            Some("none") => None,
+            Some(directory) if Path::new(directory).is_absolute() => Some(directory.into()),
+            Some(other) => {
+                check.problem(
+                    "state-dir",
+                    format!("{other:?} is neither an absolute path of a directory nor none"),
+                );
+                None
+            }
+            None => (runtime != Some(&RuntimeChoice::Simulated)).then(|| DEFAULT_STATE_DIR.into()),
+        }
     }
 
     /// A host name may have upper-case letters (RFC 1123, section 2.1); kubelet lowers them, too.
@@ -285,32 +309,6 @@ impl ContainerdArgs {
             snapshotter: named("snapshotter", self.snapshotter.trim(), check),
         })
     }
-}
-
-/// Reads `k=v,k=v`.
-pub fn labels(name: &str, text: Option<&str>, check: &mut Check<'_>) -> BTreeMap<String, String> {
-    let mut labels = BTreeMap::new();
-    for pair in text
-        .unwrap_or_default()
-        .split(',')
-        .map(str::trim)
-        .filter(|pair| !pair.is_empty())
-    {
-        let Some((key, value)) = pair.split_once('=') else {
-            check.problem(
-                name,
-                format!("{pair:?} is not a label: write key=value, separated by commas"),
-            );
-            continue;
-        };
-        let (key, value) = (key.trim(), value.trim());
-        if let Err(error) = check_label_key(key).and_then(|()| check_label_value(value)) {
-            check.problem(name, error);
-        } else if labels.insert(key.to_owned(), value.to_owned()).is_some() {
-            check.problem(name, format!("{key} is there twice"));
-        }
-    }
-    labels
 }
 
 #[cfg(test)]
@@ -414,6 +412,23 @@ mod tests {
     }
 
     #[test]
+    fn results_are_kept_on_the_disk_of_nodes_that_are_real() {
+        let directory = |given: Option<&str>, runtime: &str| {
+            let args = WorkerArgs {
+                state_dir: given.map(str::to_owned),
+                runtime: runtime.to_owned(),
+                ..args()
+            };
+            checked(&args, "a").unwrap().state_dir
+        };
+        let default = Some(PathBuf::from(DEFAULT_STATE_DIR));
+        assert_eq!(directory(None, "containerd"), default);
+        assert_eq!(directory(None, "simulated"), None);
+        assert_eq!(directory(Some("none"), "containerd"), None);
+        assert_eq!(directory(Some("/x"), "simulated"), Some("/x".into()));
+    }
+
+    #[test]
     fn labels_are_pairs() {
         let labelled = |text: &str| {
             checked(
@@ -453,6 +468,7 @@ mod tests {
         args.memory_limit = "1MiB".to_owned();
         args.sync_filesystem = "perhaps".to_owned();
         args.nice = "20".to_owned();
+        args.state_dir = Some("state".to_owned());
         args.containerd.containerd_address = "containerd.sock".to_owned();
         args.containerd.snapshotter = "over lay".to_owned();
         let problems = checked(&args, "a").unwrap_err();
@@ -466,6 +482,7 @@ mod tests {
             "--min-free-disk: ",
             "--containerd-address: ",
             "--snapshotter: ",
+            "--state-dir: ",
         ];
         assert_eq!(problems.len(), begins.len(), "{problems:#?}");
         for (problem, begin) in problems.iter().zip(begins) {

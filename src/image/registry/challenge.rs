@@ -4,23 +4,27 @@
 use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 
 /// Longest realm, service or scope that is taken from a challenge, in bytes.
-const MAX_VALUE_BYTES: usize = 4096;
+pub const MAX_VALUE_BYTES: usize = 4096;
 
 /// What a registry wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Challenge {
+pub enum Challenge {
     /// User and password with every request.
     Basic,
     /// A token of the token server at `realm`.
     Bearer {
+        /// Where the server is: a URL.
         realm: String,
+        /// What the token is for.
         service: Option<String>,
+        /// What it has to allow.
         scope: Option<String>,
     },
 }
 
 /// The challenge to answer: the first that wants a token, else the first that wants a password.
-pub(super) fn choose(headers: &HeaderMap) -> Option<Challenge> {
+#[must_use]
+pub fn choose(headers: &HeaderMap) -> Option<Challenge> {
     let challenges: Vec<Challenge> = headers
         .get_all(WWW_AUTHENTICATE)
         .iter()

@@ -368,9 +368,10 @@ fn content_length(response: &Response) -> Option<u64> {
 }
 
 /// First byte and total of `bytes first-last/total` (RFC 9110, section 14.4).
-fn content_range(response: &Response) -> (Option<u64>, Option<u64>) {
+#[must_use]
+pub fn content_range(headers: &HeaderMap) -> (Option<u64>, Option<u64>) {
     let parse = || {
-        let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+        let value = headers.get(CONTENT_RANGE)?.to_str().ok()?;
         let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
         let first = range.split_once('-')?.0.parse().ok()?;
         Some((first, total.parse().ok()))
@@ -390,7 +391,7 @@ enum Begins {
 
 /// Reads the head of the answer to a request for a part of a blob of `size` bytes.
 fn begins(response: &Response, size: u64, part: Part, what: &str) -> Result<Begins, Failure> {
-    let (first, total) = content_range(response);
+    let (first, total) = content_range(response.headers());
     match response.status() {
         StatusCode::OK => {
             same_size(content_length(response), size, what)?;

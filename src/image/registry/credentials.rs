@@ -53,19 +53,35 @@ impl fmt::Debug for Credential {
 
 /// A file with credentials that cannot be used. The message never has what is in the file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CredentialError {
+pub enum CredentialError {
+    /// It cannot be read.
     #[error("{}: {source}", .path.display())]
     Read {
+        /// The file.
         path: PathBuf,
+        /// Why.
         #[source]
         source: std::io::Error,
     },
+    /// It is too large.
     #[error("{}: larger than {MAX_FILE_BYTES} bytes", .0.display())]
     TooLarge(PathBuf),
+    /// It is something else.
     #[error("{}: not a Docker config.json (line {line})", .path.display())]
-    Format { path: PathBuf, line: usize },
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops to be one.
+        line: usize,
+    },
+    /// An entry is no credential.
     #[error("{}: the entry for {key:?} is not base64 of user:password", .path.display())]
-    Entry { path: PathBuf, key: String },
+    Entry {
+        /// The file.
+        path: PathBuf,
+        /// The entry's key.
+        key: String,
+    },
 }
 
 /// Everything the node has for one pull, in the order it is to be tried.
@@ -84,8 +100,9 @@ enum Source {
     Bare(Credential),
 }
 
+/// Docker's `config.json`.
 #[derive(Default)]
-struct DockerConfig {
+pub struct DockerConfig {
     entries: Vec<(Key, Credential)>,
     store: Option<String>,
     helpers: BTreeMap<String, String>,
@@ -188,14 +205,15 @@ fn load_secret(directory: &Path, name: &str) -> Result<Option<Source>, Credentia
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CredentialError> {
-    let Some(text) = read_bounded(path)? else {
-        return Ok(None);
-    };
-    let read = serde_json::from_str(&text).map_err(|error| CredentialError::Format {
+    let text = read_bounded(path)?;
+    text.map(|text| json(&text, path)).transpose()
+}
+
+fn json<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, CredentialError> {
+    serde_json::from_str(text).map_err(|error| CredentialError::Format {
         path: path.to_owned(),
         line: error.line(),
-    });
-    read.map(Some)
+    })
 }
 
 fn read_bounded(path: &Path) -> Result<Option<String>, CredentialError> {
@@ -240,9 +258,16 @@ struct AuthEntry {
 
 impl DockerConfig {
     fn load(path: &Path) -> Result<Option<Self>, CredentialError> {
-        read_json(path)?
-            .map(|file| Self::of(file, path))
-            .transpose()
+        let text = read_bounded(path)?;
+        text.map(|text| Self::parse(&text, path)).transpose()
+    }
+
+    /// Reads the text of the file at `path`.
+    ///
+    /// # Errors
+    /// It is no such file, or an entry is no credential.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, CredentialError> {
+        Self::of(json(text, path)?, path)
     }
 
     /// The form before `config.json`: what stands there under `auths`, and nothing around it.
@@ -279,7 +304,9 @@ impl DockerConfig {
         })
     }
 
-    fn matching(&self, hosts: &[&str], repository: &str) -> Vec<Credential> {
+    /// The credentials for a repository at an endpoint that goes by these names, best first.
+    #[must_use]
+    pub fn matching(&self, hosts: &[&str], repository: &str) -> Vec<Credential> {
         self.entries
             .iter()
             .filter(|(key, _)| hosts.iter().any(|host| key.matches(host, repository)))

@@ -143,7 +143,8 @@ fn registry_words(body: &[u8]) -> Option<String> {
 
 /// `Retry-After` as seconds or as a date (RFC 9110, section 10.2.3); a date is measured against the
 /// response's own `Date`, so that the two clocks need not agree.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let delay = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),

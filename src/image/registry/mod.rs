@@ -6,12 +6,12 @@
 //! here knows about containerd, and nothing is kept on disk.
 
 mod auth;
-mod challenge;
+pub mod challenge;
 mod client;
 mod client_certificates;
-mod credentials;
+pub mod credentials;
 mod endpoint;
-mod failure;
+pub mod failure;
 mod helper;
 mod holds;
 pub mod hosts;
@@ -20,13 +20,13 @@ mod http;
 mod login;
 pub mod manifest;
 mod platform;
-mod provider;
+pub mod provider;
 mod provider_config;
 mod proxy;
 mod secrets;
 #[cfg(test)]
 mod test_server;
-mod token;
+pub mod token;
 mod transport;
 
 use std::collections::HashSet;
@@ -35,7 +35,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use self::auth::AuthCache;
-pub use self::client::{Blob, Part, RawManifest, Repository, Resolved};
+pub use self::client::{Blob, Part, RawManifest, Repository, Resolved, content_range};
 pub use self::credentials::Credential;
 use self::holds::Holds;
 pub use self::login::Login;

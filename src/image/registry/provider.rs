@@ -72,17 +72,23 @@ pub(super) struct Provided {
 
 /// Why a plugin gave nothing. What it printed is left out: it may be the secret.
 #[derive(Debug, thiserror::Error)]
-enum PluginError {
+pub enum PluginError {
+    /// There is no such program, or it cannot be talked to.
     #[error("cannot be run: {0}")]
     Run(#[from] std::io::Error),
+    /// It took too long.
     #[error("did not answer within {EXEC_TIMEOUT:?}")]
     Timeout,
+    /// It said by its exit code that it failed.
     #[error("failed: {0}")]
     Status(std::process::ExitStatus),
+    /// Its answer cannot be read.
     #[error("answered something else than a CredentialProviderResponse (line {0})")]
     Answer(usize),
+    /// Its answer is of another version than is set.
     #[error("answered in another apiVersion than {0:?}, which is set for it")]
     Version(String),
+    /// Its answer says for how long in a way that cannot be read.
     #[error("answered with a cacheDuration that is none")]
     Duration,
 }
@@ -95,9 +101,10 @@ struct Request<'a> {
     image: &'a str,
 }
 
+/// A plugin's answer.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Response {
+pub struct Response {
     api_version: String,
     kind: String,
     cache_key_type: CacheKeyType,
@@ -119,6 +126,51 @@ struct Auth {
     username: String,
     #[serde(default)]
     password: String,
+}
+
+impl Response {
+    /// Reads what a plugin printed.
+    ///
+    /// # Errors
+    /// It is no answer.
+    pub fn parse(answer: &[u8]) -> Result<Self, PluginError> {
+        let response: Self =
+            serde_json::from_slice(answer).map_err(|error| PluginError::Answer(error.line()))?;
+        if response.kind != "CredentialProviderResponse" {
+            return Err(PluginError::Answer(1));
+        }
+        Ok(response)
+    }
+
+    /// For how long it may be kept; `None` if it does not say.
+    ///
+    /// # Errors
+    /// What it says is no duration.
+    pub fn lifetime(&self) -> Result<Option<Duration>, PluginError> {
+        let Some(text) = &self.cache_duration else {
+            return Ok(None);
+        };
+        let lifetime = provider_config::duration(text);
+        lifetime.map(Some).ok_or(PluginError::Duration)
+    }
+
+    /// The credentials by what they are for, the most exact first.
+    #[must_use]
+    pub fn entries(self) -> Vec<(ImageKey, Credential)> {
+        let auth = self.auth.unwrap_or_default();
+        let mut entries: Vec<_> = auth
+            .into_iter()
+            .filter_map(|(key, auth)| {
+                let credential = Credential::Password {
+                    user: auth.username,
+                    password: auth.password,
+                };
+                Some((ImageKey::parse(&key)?, credential))
+            })
+            .collect();
+        entries.sort_by_key(|(key, _)| key.rank());
+        entries
+    }
 }
 
 impl Plugins {
@@ -208,25 +260,11 @@ impl Plugin {
             return Ok(entries);
         }
         let response = exec(provider, bin_dir, image).await?;
-        let lifetime = match &response.cache_duration {
-            None => provider.keep_for,
-            Some(text) => provider_config::duration(text).ok_or(PluginError::Duration)?,
-        };
-        let auth = response.auth.unwrap_or_default();
-        let mut entries: Vec<_> = auth
-            .into_iter()
-            .filter_map(|(key, auth)| {
-                let credential = Credential::Password {
-                    user: auth.username,
-                    password: auth.password,
-                };
-                Some((ImageKey::parse(&key)?, credential))
-            })
-            .collect();
-        entries.sort_by_key(|(key, _)| key.rank());
-        let entries = Arc::new(entries);
+        let lifetime = response.lifetime()?.unwrap_or(provider.keep_for);
+        let cache_key_type = response.cache_key_type;
+        let entries = Arc::new(response.entries());
         if !lifetime.is_zero() {
-            let key = match response.cache_key_type {
+            let key = match cache_key_type {
                 CacheKeyType::Image => image,
                 CacheKeyType::Registry => registry(image),
                 CacheKeyType::Global => GLOBAL,
@@ -314,11 +352,7 @@ async fn exec(provider: &Provider, bin_dir: &Path, image: &str) -> Result<Respon
     if !status.success() {
         return Err(PluginError::Status(status));
     }
-    let response: Response =
-        serde_json::from_slice(&answer).map_err(|error| PluginError::Answer(error.line()))?;
-    if response.kind != "CredentialProviderResponse" {
-        return Err(PluginError::Answer(1));
-    }
+    let response = Response::parse(&answer)?;
     if response.api_version != provider.api_version {
         return Err(PluginError::Version(provider.api_version.clone()));
     }
@@ -328,13 +362,15 @@ async fn exec(provider: &Provider, bin_dir: &Path, image: &str) -> Result<Respon
 /// Which images something is for, such as `*.dkr.ecr.*.amazonaws.com` or `r.example.com:5000/team`. Labels of the host
 /// may be globs; the path is a plain prefix (`urlsMatch` in `pkg/credentialprovider/keyring.go`).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct ImageKey {
+pub struct ImageKey {
     host: String,
     path: String,
 }
 
 impl ImageKey {
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    /// Reads a key of an answer or of a configuration; `None` if it names no host.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let rest = text
             .strip_prefix("https://")
             .or_else(|| text.strip_prefix("http://"))
@@ -351,7 +387,9 @@ impl ImageKey {
         self.is_for(host, repository)
     }
 
-    fn is_for(&self, host: &str, repository: &str) -> bool {
+    /// Whether it is for this repository at this endpoint.
+    #[must_use]
+    pub fn is_for(&self, host: &str, repository: &str) -> bool {
         repository.starts_with(&self.path) && host_matches(&self.host, host)
     }
 

@@ -18,15 +18,17 @@ const MAX_TOKEN_BYTES: u64 = 1 << 20;
 /// The lifetime of a token whose server does not say (distribution's token specification).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// Longest lifetime that is believed.
-const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+pub const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// How much of its lifetime a token is used for, in percent: the rest is for requests under way.
 const USED_LIFETIME_PERCENT: u32 = 80;
 const CLIENT_ID: &str = "prewarm";
 
 /// A token, and how long it may be used.
-pub(super) struct Token {
-    pub(super) value: String,
-    pub(super) lifetime: Duration,
+pub struct Token {
+    /// What is shown to the registry.
+    pub value: String,
+    /// For how long.
+    pub lifetime: Duration,
 }
 
 #[derive(Deserialize)]
@@ -100,18 +102,21 @@ pub(super) async fn fetch(
             format!("{what}: the answer has no token"),
         )
     };
-    let answer: Answer = serde_json::from_slice(&body).map_err(|_| unusable())?;
-    let value = answer
-        .token
-        .or(answer.access_token)
-        .filter(|token| !token.is_empty())
-        .ok_or_else(unusable)?;
+    read(&body).ok_or_else(unusable)
+}
+
+/// Reads the answer of a token server.
+#[must_use]
+pub fn read(body: &[u8]) -> Option<Token> {
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let token = answer.token.or(answer.access_token);
+    let value = token.filter(|token| !token.is_empty())?;
     let lifetime = answer
         .expires_in
         .filter(|seconds| *seconds > 0)
         .map_or(DEFAULT_LIFETIME, Duration::from_secs)
         .min(MAX_LIFETIME);
-    Ok(Token {
+    Some(Token {
         value,
         lifetime: lifetime * USED_LIFETIME_PERCENT / 100,
     })

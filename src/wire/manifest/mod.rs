@@ -22,6 +22,8 @@ use fields::Fields;
 
 /// Largest manifest in bytes: what a broker takes in one message by default.
 pub const MAX_BYTES: usize = 1024 * 1024;
+/// Largest job in bytes, as its manifest in JSON: with what is told of it, its record has to fit into one message.
+pub const MAX_JOB_BYTES: usize = 384 * 1024;
 /// Most documents in one file.
 pub const MAX_DOCUMENTS: usize = 1_000;
 
@@ -153,7 +155,7 @@ pub fn read(document: &Value) -> Result<Submission, Rejection> {
     let spec = Fields::open("", document, &mut problems)
         .and_then(|fields| read_root(fields, &mut name, &mut problems));
     match (name, spec) {
-        (Some((name, labels)), Some(spec)) if problems.is_empty() => Ok(Submission {
+        (Some((name, labels)), Some(spec)) if problems.is_empty() => fits(Submission {
             name,
             labels,
             spec,
@@ -167,6 +169,20 @@ pub fn read(document: &Value) -> Result<Submission, Rejection> {
             })
         }
     }
+}
+
+fn fits(submission: Submission) -> Result<Submission, Rejection> {
+    let bytes = submission.to_manifest().to_string().len();
+    if bytes <= MAX_JOB_BYTES {
+        return Ok(submission);
+    }
+    let message = format!(
+        "the job has {bytes} bytes as JSON; at most {MAX_JOB_BYTES} are allowed: choose nodes by labels instead of names, or make several jobs"
+    );
+    Err(Rejection {
+        name: Some(submission.name),
+        ..Rejection::whole(message)
+    })
 }
 
 type Named = (JobName, BTreeMap<String, String>);

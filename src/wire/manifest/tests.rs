@@ -134,6 +134,25 @@ fn a_job_has_at_most_255_images() {
 }
 
 #[test]
+fn a_job_is_small_enough_for_its_record() {
+    let list = |count: usize| {
+        let names: Vec<String> = (0..count).map(|index| format!("n{index:0>59}")).collect();
+        native(&format!(
+            "images: [a]\nselector: {{names: [{}]}}",
+            names.join(", ")
+        ))
+    };
+    parse(list(6_000).as_bytes()).unwrap();
+    let rejection = parse(list(7_000).as_bytes()).unwrap_err();
+    assert!(
+        rejection
+            .to_string()
+            .contains("as JSON; at most 393216 are allowed")
+    );
+    assert!(rejection.name.is_some());
+}
+
+#[test]
 fn what_is_no_manifest_is_refused_with_its_place() {
     assert!(problems("{\"apiVersion\": ")[0].contains("line 1 column"));
     assert!(problems("a: [")[0].contains("neither JSON nor YAML"));

@@ -8,9 +8,10 @@ use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::time::Timestamp;
 use crate::wire::event::{FailureReport, PullResult, PullState, TaskEvent};
 use crate::work::effect::{DeliveryToken, Effect, EventToStore, PullHandle, StoreHandle};
-use crate::work::hand::{Answer, Held, Stage};
-use crate::work::retry::{after_attempt, doubled};
+use crate::work::hand::{Answer, Held, OnDisk, Stage};
+use crate::work::retry::{Jitter, after_attempt, doubled};
 use crate::work::state::DeadlineReason;
+use crate::work::state::kept::KEEP_AFTER;
 
 /// First delay before the broker is asked again to keep an event.
 const FIRST_STORE_DELAY: Duration = Duration::from_millis(500);
@@ -31,7 +32,16 @@ impl Held {
             Stage::Running {
                 stop_at, stopping, ..
             } => (!stopping).then_some((stop_at, DeadlineReason::AttemptOver)),
-            Stage::Storing { again_at, .. } => again_at.map(|at| (at, DeadlineReason::StoreAgain)),
+            Stage::Storing {
+                again_at, on_disk, ..
+            } => {
+                let keep = match on_disk {
+                    OnDisk::At(at) => Some((at, DeadlineReason::Keep)),
+                    OnDisk::No | OnDisk::Yes => None,
+                };
+                let again = again_at.map(|at| (at, DeadlineReason::StoreAgain));
+                keep.into_iter().chain(again).min()
+            }
         }
     }
 
@@ -62,6 +72,11 @@ impl Held {
         };
         Failure::new(kind, message)
     }
+}
+
+/// When the broker is asked again to keep an event.
+pub(super) fn store_again_at(now: Timestamp, tries: u32, jitter: &mut Jitter) -> Timestamp {
+    now.after(jitter.around(doubled(FIRST_STORE_DELAY, tries, MAX_STORE_DELAY)))
 }
 
 impl WorkerState {
@@ -110,14 +125,21 @@ impl WorkerState {
                 Stage::Storing {
                     event,
                     tries,
-                    again_at: again @ Some(_),
+                    again_at,
+                    on_disk,
                     ..
-                } if again.is_some_and(|at| at <= now) => {
-                    *again = None;
-                    *tries = tries.saturating_add(1);
-                    effects.push(Effect::Store(Arc::clone(event)));
+                } => {
+                    if matches!(*on_disk, OnDisk::At(at) if at <= now) {
+                        *on_disk = OnDisk::Yes;
+                        effects.push(Effect::Keep(Arc::clone(event)));
+                    }
+                    if again_at.is_some_and(|at| at <= now) {
+                        *again_at = None;
+                        *tries = tries.saturating_add(1);
+                        effects.push(Effect::Store(Arc::clone(event)));
+                    }
                 }
-                Stage::Waiting | Stage::Running { .. } | Stage::Storing { .. } => {}
+                Stage::Waiting | Stage::Running { .. } => {}
             }
         }
     }
@@ -217,14 +239,32 @@ impl WorkerState {
             tries: 1,
             again_at: None,
             then,
+            on_disk: match then {
+                Answer::Ack => OnDisk::At(now.after(KEEP_AFTER)),
+                Answer::PutBack(_) => OnDisk::No,
+            },
         };
+    }
+
+    /// The broker is there again: what it could not be told is told now.
+    pub(super) fn hasten_stores(&mut self, now: Timestamp) {
+        self.hasten_kept(now);
+        for held in &mut self.hand.held {
+            if let Stage::Storing {
+                again_at: Some(at), ..
+            } = &mut held.stage
+            {
+                *at = (*at).min(now);
+            }
+        }
     }
 
     pub(super) fn stored(&mut self, now: Timestamp, store: StoreHandle, effects: &mut Vec<Effect>) {
         let Some((position, then)) = self.storing(store) else {
-            return;
+            return self.kept_stored(now, store, effects);
         };
         let (held, _) = self.hand.release(position);
+        let to_discard = held.to_discard();
         effects.push(match then {
             Answer::Ack => {
                 self.memory.ended(&held.id);
@@ -235,18 +275,18 @@ impl WorkerState {
                 delay: (at > now).then(|| at.since(now)),
             },
         });
+        effects.extend(to_discard.map(Effect::Discard));
     }
 
     pub(super) fn not_stored(&mut self, now: Timestamp, store: StoreHandle) {
         let Some((position, _)) = self.storing(store) else {
-            return;
+            return self.kept_not_stored(now, store);
         };
         if let Stage::Storing {
             tries, again_at, ..
         } = &mut self.hand.held[position].stage
         {
-            let delay = doubled(FIRST_STORE_DELAY, *tries, MAX_STORE_DELAY);
-            *again_at = Some(now.after(self.jitter.around(delay)));
+            *again_at = Some(store_again_at(now, *tries, &mut self.jitter));
         }
     }
 

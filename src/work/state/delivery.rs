@@ -55,14 +55,17 @@ impl WorkerState {
         if self.slots_taken() >= self.settings.capacity {
             return put_back(token, None, Note::NoSlot(id), effects);
         }
-        let attempt = deliveries.max(self.memory.attempts(&id).saturating_add(1));
+        let (attempt, stage) = self.answer_from_kept(&id, effects).unwrap_or_else(|| {
+            let next = self.memory.attempts(&id).saturating_add(1);
+            (deliveries.max(next), Stage::Waiting)
+        });
         self.hand.held.push(Held {
             id,
             task,
             token,
             attempt,
             in_progress_at: now.after(self.settings.ack_wait / ACKS_PER_WAIT),
-            stage: Stage::Waiting,
+            stage,
         });
     }
 
@@ -70,6 +73,7 @@ impl WorkerState {
     fn give_way(&mut self, position: usize, to: Succession, run: &Run, effects: &mut Vec<Effect>) {
         let (held, to_cancel) = self.hand.release(position);
         effects.extend(to_cancel.map(Effect::CancelPull));
+        effects.extend(held.to_discard().map(Effect::Discard));
         effects.push(match to {
             Succession::Stranger => Effect::Nak {
                 // If it was the newer one after all, its message is still there and comes again, and
@@ -98,6 +102,7 @@ impl WorkerState {
             if let Some(position) = in_hand {
                 let (held, to_cancel) = self.hand.release(position);
                 effects.extend(to_cancel.map(Effect::CancelPull));
+                effects.extend(held.to_discard().map(Effect::Discard));
                 effects.push(Effect::Nak {
                     token: held.token,
                     delay: Some(REVOCATION_MEMORY),

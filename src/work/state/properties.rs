@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::kept::KeptResult;
 use super::tests::{consumer, pulled, settings, task};
 use super::*;
 use crate::domain::failure::{Failure, FailureKind};
@@ -46,6 +47,7 @@ enum Step {
     Reconnected,
     StandingChanged,
     Stop,
+    Restart,
     Wait(u16),
     WaitForDeadline,
 }
@@ -72,6 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reconnected),
         1 => Just(Step::StandingChanged),
         1 => proptest::bool::weighted(0.1).prop_map(|stop| if stop { Step::Stop } else { Step::Wait(0) }),
+        1 => Just(Step::Restart),
         5 => any::<u16>().prop_map(Step::Wait),
         5 => Just(Step::WaitForDeadline),
     ]
@@ -88,6 +91,9 @@ struct World {
     last_task: Option<Arc<PullTask>>,
     pulls: BTreeMap<PullHandle, Arc<PullTask>>,
     stores: BTreeMap<StoreHandle, Arc<EventToStore>>,
+    /// By message id; it survives a restart.
+    disk: BTreeMap<String, KeptResult>,
+    lives: u64,
     /// Runs whose end the broker keeps, and which may be acked once for it.
     ended: BTreeSet<PullId>,
     registering: bool,
@@ -106,6 +112,8 @@ impl World {
             last_task: None,
             pulls: BTreeMap::new(),
             stores: BTreeMap::new(),
+            disk: BTreeMap::new(),
+            lives: 1,
             ended: BTreeSet::new(),
             registering: false,
             drained: false,
@@ -144,6 +152,7 @@ impl World {
                 }
             }
             Step::Junk { foreign } => self.junk(foreign),
+            Step::Restart => self.restart(),
             Step::StoreEnds { which, stored } => {
                 let stores: Vec<_> = self.stores.keys().copied().collect();
                 if let Some(store) = pick(&stores, which) {
@@ -212,6 +221,7 @@ impl World {
             Step::Deliver { .. }
             | Step::Redeliver(_)
             | Step::Junk { .. }
+            | Step::Restart
             | Step::StoreEnds { .. } => {
                 return None;
             }
@@ -269,6 +279,21 @@ impl World {
             }
         };
         self.input(input, &BTreeSet::from([id]));
+    }
+
+    /// kill -9: what is on the disk is there for the next life, and nothing else is.
+    fn restart(&mut self) {
+        self.open.clear();
+        self.pulls.clear();
+        self.stores.clear();
+        self.registering = false;
+        self.drained = false;
+        self.lives += 1;
+        let kept = self.disk.values().cloned().collect();
+        let mut settings = settings(self.capacity);
+        settings.instance = format!("life {}", self.lives);
+        self.state = WorkerState::new(settings, self.lives, self.now).with_kept(self.now, kept);
+        self.input(Input::Tick, &BTreeSet::new());
     }
 
     fn store_ends(&mut self, store: StoreHandle, stored: bool) {
@@ -359,6 +384,15 @@ impl World {
                 assert!(!self.drained && self.open.is_empty() && self.pulls.is_empty());
                 self.drained = true;
             }
+            Effect::Keep(event) => {
+                assert!(event.event.state.is_terminal());
+                let id = event.message_id.clone();
+                let twice = self.disk.insert(id, KeptResult::from(&*event));
+                assert!(twice.is_none(), "written twice");
+            }
+            Effect::Discard(event) => {
+                self.disk.remove(&event.message_id);
+            }
             Effect::StopFetching | Effect::Note(_) | Effect::FindPins | Effect::Unpin(_) => {}
         }
     }
@@ -382,7 +416,8 @@ impl World {
     /// Lets everything go well until nothing is left to do.
     fn settle(&mut self) {
         for _ in 0..2_000 {
-            if self.open.is_empty() && self.pulls.is_empty() {
+            let told = self.stores.is_empty() && self.disk.is_empty();
+            if self.open.is_empty() && self.pulls.is_empty() && (told || self.drained) {
                 return;
             }
             if self.registering {
@@ -401,7 +436,7 @@ impl World {
                 self.step(Step::WaitForDeadline);
             }
         }
-        panic!("still in hand: {:#?}", self.state);
+        panic!("still in hand or on the disk: {:#?}", self.state);
     }
 }
 

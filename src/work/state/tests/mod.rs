@@ -2,6 +2,7 @@
 
 mod attempt;
 mod delivery;
+mod kept;
 mod link;
 mod pins;
 
