@@ -386,8 +386,9 @@ fn every_test_that_a_document_names_is_there() {
     let mut count = 0;
     for document in ["THREATS.md", "RUNBOOK.md"] {
         let text = fs::read_to_string(deploy().join(document)).unwrap();
-        // Between backticks; nothing else there has so many underscores.
+        // Between backticks; beside metrics, nothing else there has so many underscores.
         let names = text.split('`').skip(1).step_by(2);
+        let names = names.filter(|name| !name.starts_with("prewarm_"));
         for name in names.filter(|name| name.matches('_').count() >= 4 && !name.contains(' ')) {
             count += 1;
             let is_there = [format!("fn {name}("), format!("    {name},")]

@@ -369,7 +369,9 @@ fn two_nodes() -> String {
         .replace("node-1", "node-2")
         .replace("$NODE_1_PASSWORD", "node");
     let both = accounts.replace(&first, &format!("{first}, {second}"));
-    format!("CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{both}")
+    format!(
+        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{both}"
+    )
 }
 
 #[tokio::test]

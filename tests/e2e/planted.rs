@@ -413,6 +413,7 @@ fn assert_sent(heard: &str) {
     for secret in sent.iter().map(String::as_str).chain([
         basic("bob", PASSWORD).as_str(),
         "PLANTED-access-token",
+        "Bearer PLANTED-anonymous-token",
         "PLANTED-signature",
         "PLANTED-header",
         "PLANTED-challenge",
