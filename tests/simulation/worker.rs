@@ -246,13 +246,7 @@ impl WorkerProcess {
                 }
             }
             Effect::Store(event) => self.store(net, &event),
-            Effect::Keep(_) if net.rng.percent(10) => {
-                net.counters.bump("a disk took no result");
-            }
-            Effect::Keep(event) => {
-                let kept = KeptResult::from(&*event);
-                self.kept.insert(event.message_id.clone(), kept);
-            }
+            Effect::Keep(event) => self.keep(net, &event),
             Effect::Discard(event) => {
                 self.kept.remove(&event.message_id);
             }
@@ -287,6 +281,15 @@ impl WorkerProcess {
             Effect::Note(_) | Effect::Drained => {}
         }
         None
+    }
+
+    fn keep(&mut self, net: &mut Net, event: &EventToStore) {
+        if net.rng.percent(10) {
+            net.counters.bump("a disk took no result");
+            return;
+        }
+        let kept = KeptResult::from(event);
+        self.kept.insert(event.message_id.clone(), kept);
     }
 
     fn register(&mut self, net: &mut Net, consumer_lost: bool) {
