@@ -209,10 +209,8 @@ impl Leader {
                 return Err(ended("the lease was not renewed in time"));
             }
             for effect in &effects {
-                match effect {
-                    Effect::TellJob { event, .. } => self.observer.saw(Seen::Told(event)),
-                    Effect::Release(_) => self.observer.saw(Seen::Released),
-                    _ => {}
+                if let Effect::TellJob { event, .. } = effect {
+                    self.observer.saw(Seen::Told(event));
                 }
             }
             let known = tokio::select! {
@@ -220,6 +218,10 @@ impl Leader {
                 () = connection_lost(self.client.clone(), self.connects) => return Err(ended(LOST)),
             };
             for input in known.map_err(ended)? {
+                // Counted when the broker has it: what an ended leadership had sent, the next one releases again or finds.
+                if matches!(input, Input::Released { .. }) {
+                    self.observer.saw(Seen::Released);
+                }
                 self.state.handle(now, input, &mut effects);
             }
             let since = std::mem::replace(&mut now, self.clock.now());
