@@ -19,7 +19,7 @@ use crate::broker::{ConsumerConfig, Demands, Millis, Refusal, Retention, Start, 
 use crate::session::{
     Answer, BUCKET, Body, JOBS, Kept, LONG, Message, Pull, Receipt, STREAMS, Seen,
 };
-use crate::support::nats::NatsServer;
+use crate::support::nats::{NatsServer, taken_in};
 use crate::support::wait::{eventually, within};
 
 struct Request {
@@ -308,7 +308,7 @@ impl Real {
             .request(&self.stream_name(stream), consumer, batch)
             .await
             .unwrap();
-        self.bus.client.flush().await.unwrap();
+        taken_in(&self.bus.client).await;
         self.opened += 1;
         let request = Request {
             stream,
@@ -355,7 +355,7 @@ impl Real {
 
     pub async fn drop_pull(&mut self, pull: Pull) {
         self.requests.remove(&pull.0);
-        self.bus.client.flush().await.unwrap();
+        taken_in(&self.bus.client).await;
     }
 
     /// Answers, and waits for the server's word that it has read the answer.

@@ -15,7 +15,7 @@ use super::talkative::{MARK, PASSWORD, Talkative, basic};
 use crate::support::collector::Collector;
 use crate::support::containerd::{Containerd, ContainerdVersion};
 use crate::support::images::{generated, http};
-use crate::support::nats::{NatsServer, NatsVersion};
+use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::prewarm::{Prewarm, Role, prewarm};
 use crate::support::process::free_port;
 
@@ -182,7 +182,7 @@ async fn listen(url: &str) -> Arc<Mutex<String>> {
         .await
         .unwrap();
     let mut all = client.subscribe(">").await.unwrap();
-    client.flush().await.unwrap();
+    taken_in(&client).await;
     let said = Arc::new(Mutex::new(String::new()));
     let heard = Arc::clone(&said);
     tokio::spawn(async move {

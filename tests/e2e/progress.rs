@@ -12,7 +12,7 @@ use super::cell::{Cell, LIMIT};
 use crate::support::containerd::ContainerdVersion;
 use crate::support::gate::Gate;
 use crate::support::images::generated;
-use crate::support::nats::NatsVersion;
+use crate::support::nats::{NatsVersion, taken_in};
 use crate::support::wait::within;
 
 /// What the line lets through.
@@ -66,7 +66,7 @@ async fn rate_and_time_left_are_those_of_the_line() {
     let client = cell.nats.client().await;
     let mut progress = client.subscribe("prewarm.progress.>").await.unwrap();
     let mut events = client.subscribe("prewarm.event.task.>").await.unwrap();
-    client.flush().await.unwrap();
+    taken_in(&client).await;
     let reference = format!("{}/team/app:1", gate.addr());
     cell.publish("base", json!({"images": [reference]})).await;
 

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 
 use crate::cell::{Cell, LIMIT};
+use crate::support::nats::taken_in;
 use crate::support::wait::eventually;
 
 /// A message of a stream.
@@ -211,7 +212,7 @@ impl Cell {
     pub(crate) async fn listen(&self) -> Ear {
         let client = self.server.client().await;
         let mut messages = client.subscribe(">").await.unwrap();
-        client.flush().await.unwrap();
+        taken_in(&client).await;
         let heard: Arc<Mutex<Vec<Heard>>> = Arc::default();
         let written = heard.clone();
         let listening = tokio::spawn(async move {

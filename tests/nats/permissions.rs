@@ -11,7 +11,7 @@ use prewarm::bus::topology::{TopologySettings, ensure};
 use prewarm::wire::subject::Subjects;
 use tokio::sync::mpsc;
 
-use crate::support::nats::{NatsServer, NatsVersion};
+use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::wait::{eventually, within};
 use crate::worker_cell::{Cell, LIMIT, task};
 
@@ -169,7 +169,8 @@ async fn a_receiver_and_a_pipeline_do_their_own_work_only(version: NatsVersion) 
         .subscribe("prewarm.event.job.base.*")
         .await
         .unwrap();
-    pipeline.client.flush().await.unwrap();
+    // The answer says that the subscription before it counts; a flush would not.
+    is_kept(&pipeline, "prewarm.job.submit", "PREWARM_JOBS").await;
     let told = "prewarm.event.job.base.completed";
     core.client.publish(told, "end".into()).await.unwrap();
     let heard = within(LIMIT, "the job's event", events.next())
@@ -200,7 +201,7 @@ async fn credentials_are_changed_while_both_count(version: NatsVersion) {
     })
     .await;
     // Who was there has noticed nothing.
-    old.client.flush().await.unwrap();
+    taken_in(&old.client).await;
     assert_eq!(old.client.connection_state(), State::Connected);
     server.reload(&after);
     eventually("the old user to be cut off", LIMIT, async || {
@@ -210,7 +211,7 @@ async fn credentials_are_changed_while_both_count(version: NatsVersion) {
     let again = ConnectOptions::with_user_and_password("core".into(), "core".into());
     let refused = again.connect(server.url()).await.unwrap_err();
     assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation);
-    new.flush().await.unwrap();
+    taken_in(&new).await;
     assert_eq!(new.connection_state(), State::Connected);
 }
 
@@ -298,7 +299,7 @@ async fn the_reply_subject_of_a_request_reaches_nothing_of_another_node(version:
     let mut heard = core.subscribe("prewarm.*.node-1").await.unwrap();
     let progress = "prewarm.progress.base.node-1.000000000000";
     let mut seen = core.subscribe(progress).await.unwrap();
-    core.flush().await.unwrap();
+    taken_in(&core).await;
 
     // Answers there are: the task, the word that there is none, and the stream's.
     let mut own = other.client.subscribe("_INBOX.node-2.mine").await.unwrap();

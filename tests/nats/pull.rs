@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use futures::StreamExt as _;
 use prewarm::bus::pull::{Answer, Delivery, PullTimes, Pulled, Puller};
 
-use crate::support::nats::{NatsServer, NatsVersion};
+use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::wait::{eventually, within};
 
 on_every_generation!(
@@ -245,7 +245,7 @@ async fn after_a_reset_nothing_is_delivered(version: NatsVersion) {
     stream.request(1).await;
     stream.waiting().await;
     stream.puller.reset();
-    stream.client.flush().await.unwrap();
+    taken_in(&stream.client).await;
     stream.publish("s.1").await;
     stream.request(1).await;
     let delivery = stream.delivery().await;

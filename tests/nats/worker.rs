@@ -13,7 +13,7 @@ use prewarm::wire::worker::{ProgressMessage, Revocation};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::nats::{NatsServer, NatsVersion};
+use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::wait::{eventually, within};
 use crate::worker_cell::{Cell, LIMIT, Worker, node, pull_id, pulls_take, settings, summary, task};
 
@@ -399,7 +399,7 @@ async fn a_worker_waits_for_a_dispatcher(version: NatsVersion) {
     let client = server.client().await;
     let mut cell = Cell::on(server, client, Duration::from_secs(30)).await;
     let mut asked = cell.bus.client.subscribe("prewarm.worker.*").await.unwrap();
-    cell.bus.client.flush().await.unwrap();
+    taken_in(&cell.bus.client).await;
     let worker = Worker::start(&cell, pulls_take("0"), settings()).await;
     within(LIMIT, "a registration that nobody answers", asked.next())
         .await

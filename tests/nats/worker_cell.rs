@@ -21,7 +21,7 @@ use prewarm::work::run::{WorkerError, WorkerSettings, run};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::support::nats::{NatsServer, NatsVersion};
+use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::wait::{eventually, within};
 
 /// Longest wait for anything that should happen by itself.
@@ -151,7 +151,7 @@ impl Cell {
                 heartbeats.lock().unwrap().push(heartbeat);
             }
         }));
-        self.bus.client.flush().await.unwrap();
+        taken_in(&self.bus.client).await;
     }
 
     pub(crate) fn registrations(&self) -> Vec<Registration> {

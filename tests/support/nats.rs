@@ -40,6 +40,14 @@ impl NatsVersion {
     }
 }
 
+/// Waits until the server has taken in what this client sent before, subscriptions above all. The client's own `flush` ends
+/// when it is written, and another connection may then overtake it.
+pub async fn taken_in(client: &async_nats::Client) {
+    let asked = client.request("$JS.API.INFO", "".into());
+    let answer = within(START_LIMIT, "an answer of nats-server", asked).await;
+    answer.expect("an answer of JetStream");
+}
+
 /// A nats-server with JetStream and a store of its own.
 #[derive(Debug)]
 pub struct NatsServer {

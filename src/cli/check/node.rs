@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use async_nats::{Event, HeaderMap, ServerError};
+use async_nats::client::RequestErrorKind;
+use async_nats::{Event, HeaderMap, Request, ServerError};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -18,10 +19,12 @@ use crate::cli::text;
 use crate::domain::name::NodeName;
 use crate::wire::subject::PullKey;
 
-/// How long a refusal may take to reach us after the answer to a ping that was sent behind the cause.
+/// How long a refusal may take to reach us after the answer to what was asked last.
 const SETTLE: Duration = Duration::from_millis(500);
-/// How long the broker may take to answer that ping.
-const PING_LIMIT: Duration = Duration::from_secs(5);
+/// How long the broker may take for that answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// What is asked last: JetStream answers it, and a broker without it says that nobody does.
+const ASKED_LAST: &str = "$JS.API.INFO";
 /// Most refusals that wait to be read.
 const MAX_REFUSALS: usize = 64;
 /// A job and a node that nobody is asked to have.
@@ -150,11 +153,7 @@ async fn refused<'a>(
     asked: &'a [Said],
     refusals: &mut mpsc::Receiver<String>,
 ) -> Result<Vec<&'a str>, Failure> {
-    let flushed = tokio::time::timeout(PING_LIMIT, bus.client.flush()).await;
-    flushed
-        .map_err(|_| Failure::unreachable("the broker does not answer a ping"))?
-        .map_err(unsaid)?;
-    let mut told = Vec::new();
+    let mut told = until_answered(bus, refusals).await?;
     while let Ok(Some(refusal)) = tokio::time::timeout(SETTLE, refusals.recv()).await {
         told.push(refusal);
     }
@@ -164,6 +163,36 @@ async fn refused<'a>(
     };
     let refused = asked.iter().filter(is_refused);
     Ok(refused.map(|said| said.subject.as_str()).collect())
+}
+
+/// What is refused until the broker has taken in all that was sent. A flush of the client ends when it is written, which says
+/// nothing of the broker; so it is asked for something last that it answers, or refuses.
+async fn until_answered(
+    bus: &Bus,
+    refusals: &mut mpsc::Receiver<String>,
+) -> Result<Vec<String>, Failure> {
+    let request = Request::new().timeout(Some(ANSWER_LIMIT));
+    let answer = bus.client.send_request(ASKED_LAST, request);
+    tokio::pin!(answer);
+    let mut told = Vec::new();
+    loop {
+        tokio::select! {
+            answered = &mut answer => match answered {
+                Err(error) if told.is_empty() && error.kind() != RequestErrorKind::NoResponders => {
+                    return Err(unsaid(error));
+                }
+                // Whoever may not listen for answers gets none, and was told so.
+                _ => return Ok(told),
+            },
+            Some(refusal) = refusals.recv() => {
+                let is_last = refusal.contains(&ASKED_LAST.to_lowercase());
+                told.push(refusal);
+                if is_last {
+                    return Ok(told);
+                }
+            }
+        }
+    }
 }
 
 fn for_own_node(node: &NodeName, refused: &[&str]) -> Finding {
