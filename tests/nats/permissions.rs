@@ -238,6 +238,20 @@ async fn state(consumer: &mut PullConsumer) -> (u64, u64, usize, u64) {
     )
 }
 
+async fn one_in_hand_and_one_waiting(consumer: &mut PullConsumer) -> (u64, u64, usize, u64) {
+    eventually(
+        "one task in hand and one that waits",
+        LIMIT,
+        async || match state(consumer).await {
+            now if (now.2, now.3) == (1, 1) => Ok(now),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await
+}
+
+/// A body for the next-message subject that waits for one task: half a minute, in nanoseconds.
+const ONE: &str = r#"{"batch":1,"expires":30000000000}"#;
 /// A body for the next-message subject that asks for one task, or for word that there is none.
 const ONE_OR_NONE: &str = r#"{"batch":1,"no_wait":true}"#;
 
@@ -288,14 +302,11 @@ async fn the_reply_subject_of_a_request_reaches_nothing_of_another_node(version:
     }
     // The victim has one task in hand, and another waits.
     let mut inbox = victim.client.subscribe("_INBOX.node-1.mine").await.unwrap();
-    victim
-        .ask(&next("node-1"), "_INBOX.node-1.mine", ONE_OR_NONE)
-        .await;
+    victim.ask(&next("node-1"), "_INBOX.node-1.mine", ONE).await;
     let delivered = within(LIMIT, "the victim's task", inbox.next()).await;
     let ack: Subject = delivered.unwrap().reply.unwrap();
     assert!(ack.starts_with("$JS.ACK.PREWARM_TASKS.node-1."), "{ack}");
-    let before = state(&mut consumer_of_victim).await;
-    assert_eq!((before.2, before.3), (1, 1));
+    let before = one_in_hand_and_one_waiting(&mut consumer_of_victim).await;
     let mut heard = core.subscribe("prewarm.*.node-1").await.unwrap();
     let progress = "prewarm.progress.base.node-1.000000000000";
     let mut seen = core.subscribe(progress).await.unwrap();
@@ -307,16 +318,25 @@ async fn the_reply_subject_of_a_request_reaches_nothing_of_another_node(version:
     for _ in 0..3 {
         within(LIMIT, "an answer to the other", own.next()).await;
     }
-    let (next, event) = (next("node-1"), event("node-1"));
+    let (next_of_victim, event_of_victim) = (next("node-1"), event("node-1"));
     let (worker, heartbeat) = ("prewarm.worker.node-1", "prewarm.heartbeat.node-1");
-    let targets = [&next, &event, worker, heartbeat, progress];
+    let targets = [
+        &next_of_victim,
+        &event_of_victim,
+        worker,
+        heartbeat,
+        progress,
+    ];
     for (number, target) in (1..).zip(targets) {
         other.ask_all(&cell, number, target).await;
-        // However they end, they have left.
+        // However they end, they have left. A consumer that has not yet heard of its task says that there is none.
         let what = format!("the answers to {target}");
         let delivered = async || {
-            let delivered = state(&mut consumer_of_other).await.0;
-            delivered > number as u64
+            let delivered = state(&mut consumer_of_other).await.0 > number as u64;
+            if !delivered {
+                other.ask(&next("node-2"), target, ONE_OR_NONE).await;
+            }
+            delivered
         };
         eventually(&what, LIMIT, delivered).await;
     }
