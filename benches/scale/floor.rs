@@ -159,7 +159,10 @@ impl Floor {
         let mine = (connection..self.count).step_by(CONNECTIONS as usize);
         let subscriber = client.subscribe(format!("{inbox}.>")).await.unwrap();
         for node in mine.clone() {
-            let body = r#"{"batch":3,"expires":120000000000,"idle_heartbeat":10000000000}"#;
+            // From 30 to 45 s, as workers ask for.
+            let heartbeat = 30_000_000_000 + u64::from(node % 16) * 1_000_000_000;
+            let body =
+                format!(r#"{{"batch":3,"expires":120000000000,"idle_heartbeat":{heartbeat}}}"#);
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{TASKS}.node-{node}");
             let reply = format!("{inbox}.pull.{node}");
             client

@@ -1,4 +1,5 @@
-//! Thirty jobs that keep 10,000 nodes warm: what they cost when nothing happens, and a new dispatcher.
+//! Thirty jobs that keep 10,000 nodes warm: what they cost when nothing happens, a new dispatcher, and a broker that was
+//! away.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +7,12 @@ use futures::StreamExt as _;
 
 use crate::cell::{Cell, LIMIT, cpu, dispatcher, job, megabytes};
 use crate::support::nats::NatsVersion;
-use crate::support::wait::within;
+use crate::support::wait::{eventually, within};
 use crate::{NODES, figure, seconds};
 
 const JOBS: u32 = 30;
 /// How long nothing happens.
-const IDLE_FOR: Duration = Duration::from_secs(60);
+const IDLE_FOR: Duration = Duration::from_secs(600);
 
 pub(crate) async fn measure() {
     let mut cell = Cell::start(NatsVersion::V2_15, NODES, &["--simulated-latency", "0"]).await;
@@ -38,6 +39,7 @@ pub(crate) async fn measure() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     idle(&mut cell).await;
     restart(&mut cell).await;
+    broker_restart(&mut cell).await;
 }
 
 async fn idle(cell: &mut Cell) {
@@ -103,4 +105,54 @@ async fn restart(cell: &mut Cell) {
         megabytes(cell.dispatcher.resident_bytes()),
         "< 500 MB",
     );
+}
+
+/// The broker is killed and started again: its consumers, which were in memory, are gone, and everybody has to come back.
+async fn broker_restart(cell: &mut Cell) {
+    let left = left(cell).await;
+    let began = Instant::now();
+    cell.nats.kill();
+    cell.nats.restart().await;
+    figure(
+        "broker killed and started again: until it listens",
+        seconds(began.elapsed()),
+        "",
+    );
+    eventually("every node to have its consumer again", LIMIT, async || {
+        let stream = cell.jetstream.get_stream("PREWARM_TASKS").await;
+        let consumers = stream.map(|stream| stream.cached_info().state.consumer_count);
+        match consumers {
+            Ok(consumers) if consumers >= NODES as usize => Ok(()),
+            other => Err(format!("{other:?}; {}", cell.fleet.log())),
+        }
+    })
+    .await;
+    figure(
+        "  until every node has its consumer again",
+        seconds(began.elapsed()),
+        "< 60 s",
+    );
+    let times = cell.run(&job("back", "back", NODES), NODES.into()).await;
+    figure(
+        "  a job on all of them then, to its end",
+        seconds(times.completed),
+        "",
+    );
+    figure(
+        "  nodes that were taken for gone",
+        self::left(cell).await - left,
+        "0",
+    );
+}
+
+/// How often a node was said to have left.
+async fn left(cell: &Cell) -> usize {
+    let stream = cell.jetstream.get_stream("PREWARM_EVENTS").await.unwrap();
+    let subjects = stream.info_with_subjects("prewarm.event.node.*.left").await;
+    let mut counts = subjects.unwrap();
+    let mut sum = 0;
+    while let Some(subject) = counts.next().await {
+        sum += subject.unwrap().1;
+    }
+    sum
 }

@@ -17,8 +17,15 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long a request stays open; then the broker ends it and it is made anew.
 const REQUEST_EXPIRES: Duration = Duration::from_secs(120);
-/// How often the broker says that a request is open although nothing is delivered.
-const IDLE_HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often a broker of one server says that a request is open although nothing is delivered. Each time it looks for a
+/// message among all that were stored since the consumer was last looked at, one by one (`firstMatching` in
+/// `server/filestore.go`): ten thousand consumers looked at every ten seconds while a job is released made it two to four
+/// times slower. Such a broker takes its consumers along when it goes, which the connection says at once.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(30);
+/// By how much more, at most: what was delivered at one time would else be looked at in one moment ever after.
+const IDLE_HEARTBEAT_SPREAD: Duration = Duration::from_secs(15);
+/// How often a broker of several servers says so: one that dies takes consumers of workers that are connected to others.
+const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(10);
 /// Idle heartbeats in halves that may be missed before the consumer counts as lost: a whole one lost,
 /// and half of the next late.
 const SILENT_HALVES: u32 = 5;
@@ -35,12 +42,24 @@ pub struct PullTimes {
     pub idle_heartbeat: Duration,
 }
 
-impl Default for PullTimes {
-    fn default() -> Self {
+impl PullTimes {
+    /// What suits a broker of one server, or of several; `spread` from 0 to 1 is this worker's place among others.
+    #[must_use]
+    pub fn of(in_cluster: bool, spread: f64) -> Self {
+        let idle_heartbeat = if in_cluster {
+            CLUSTER_IDLE_HEARTBEAT
+        } else {
+            IDLE_HEARTBEAT + IDLE_HEARTBEAT_SPREAD.mul_f64(spread.clamp(0.0, 1.0))
+        };
         Self {
             expires: REQUEST_EXPIRES,
-            idle_heartbeat: IDLE_HEARTBEAT,
+            idle_heartbeat,
         }
+    }
+
+    /// How long the broker may say nothing.
+    fn silence(self) -> Duration {
+        self.idle_heartbeat * SILENT_HALVES / 2
     }
 }
 
@@ -87,7 +106,7 @@ pub enum Pulled {
 #[derive(Debug)]
 pub struct Puller {
     client: Client,
-    times: PullTimes,
+    times: Option<PullTimes>,
     open: Option<Open>,
 }
 
@@ -96,6 +115,7 @@ struct Open {
     /// `$JS.API.CONSUMER.MSG.NEXT.<stream>.<consumer>`.
     subject: String,
     inbox: String,
+    times: PullTimes,
     subscriber: Subscriber,
     requests: u64,
     /// Requested and not received.
@@ -105,9 +125,9 @@ struct Open {
 }
 
 impl Puller {
-    /// A puller with no request open.
+    /// A puller with no request open; without times it takes those that suit the broker.
     #[must_use]
-    pub const fn new(client: Client, times: PullTimes) -> Self {
+    pub const fn new(client: Client, times: Option<PullTimes>) -> Self {
         Self {
             client,
             times,
@@ -134,31 +154,35 @@ impl Puller {
         {
             self.reset();
         }
-        let silence = self.times.idle_heartbeat * SILENT_HALVES / 2;
         let open = match &mut self.open {
             Some(open) => open,
             None => {
                 let inbox = self.client.new_inbox();
                 let subscriber = self.client.subscribe(format!("{inbox}.*")).await;
+                let times = self.times.unwrap_or_else(|| {
+                    let in_cluster = self.client.server_info().cluster.is_some();
+                    PullTimes::of(in_cluster, rand::random_range(0.0..=1.0))
+                });
                 self.open.insert(Open {
+                    times,
                     subject,
                     inbox,
                     subscriber: subscriber.map_err(closed)?,
                     requests: 0,
                     outstanding: 0,
-                    silent_at: Instant::now() + silence,
+                    silent_at: Instant::now() + times.silence(),
                 })
             }
         };
         if open.outstanding == 0 {
-            open.silent_at = Instant::now() + silence;
+            open.silent_at = Instant::now() + open.times.silence();
         }
         open.requests += 1;
         open.outstanding = open.outstanding.saturating_add(batch);
         let body = serde_json::json!({
             "batch": batch,
-            "expires": nanos(self.times.expires),
-            "idle_heartbeat": nanos(self.times.idle_heartbeat),
+            "expires": nanos(open.times.expires),
+            "idle_heartbeat": nanos(open.times.idle_heartbeat),
         });
         // A status comes to the request's own reply subject; the size is in it for the refusals that
         // do not say how much they refuse.
@@ -177,11 +201,11 @@ impl Puller {
     /// Waits for what comes next; for ever when no request is open. Nothing is lost when the wait is
     /// given up.
     pub async fn next(&mut self) -> Pulled {
-        let silence = self.times.idle_heartbeat * SILENT_HALVES / 2;
         loop {
             let Some(open) = &mut self.open else {
                 return std::future::pending().await;
             };
+            let silence = open.times.silence();
             let waiting = open.outstanding > 0;
             let message = tokio::select! {
                 message = open.subscriber.next() => message,
@@ -359,6 +383,18 @@ fn closed(error: impl fmt::Display) -> PullError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_broker_takes_the_times_whatever_a_workers_place() {
+        for in_cluster in [false, true] {
+            for spread in [-1.0, 0.0, 0.5, 1.0, 2.0] {
+                let times = PullTimes::of(in_cluster, spread);
+                assert!(times.idle_heartbeat * 2 <= times.expires, "{times:?}");
+            }
+        }
+        let apart = |spread| PullTimes::of(false, spread).idle_heartbeat;
+        assert!(apart(0.0) < apart(0.5) && apart(0.5) < apart(1.0));
+    }
 
     #[test]
     fn both_forms_of_ack_subject_are_read() {

@@ -66,8 +66,8 @@ pub struct WorkerSettings {
     pub grace: Duration,
     /// How long the broker waits for an ack; what the dispatcher makes consumers with.
     pub ack_wait: Duration,
-    /// The times of requests for tasks.
-    pub pull_times: PullTimes,
+    /// The times of requests for tasks; `None`: those that suit the broker.
+    pub pull_times: Option<PullTimes>,
     /// Where ends of pulls are kept that the broker could not be told; `None`: nowhere, and they are found again.
     pub state_dir: Option<PathBuf>,
 }
@@ -82,7 +82,7 @@ impl WorkerSettings {
             capacity: DEFAULT_CAPACITY,
             grace: DEFAULT_GRACE,
             ack_wait: Duration::from_secs(ACK_WAIT_SECONDS),
-            pull_times: PullTimes::default(),
+            pull_times: None,
             state_dir: None,
         }
     }

@@ -303,7 +303,7 @@ impl Real {
             expires,
             idle_heartbeat: expires / 2,
         };
-        let mut puller = Puller::new(self.bus.client.clone(), times);
+        let mut puller = Puller::new(self.bus.client.clone(), Some(times));
         puller
             .request(&self.stream_name(stream), consumer, batch)
             .await

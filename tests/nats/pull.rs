@@ -52,7 +52,7 @@ impl Stream {
             ..Default::default()
         };
         stream.create_consumer(config).await.unwrap();
-        let puller = Puller::new(client.clone(), TIMES);
+        let puller = Puller::new(client.clone(), Some(TIMES));
         Self {
             _server: server,
             client,
@@ -192,10 +192,10 @@ async fn an_absurd_request_is_refused_and_not_lost(version: NatsVersion) {
     let mut stream = Stream::new(version).await;
     stream.puller = Puller::new(
         stream.client.clone(),
-        PullTimes {
+        Some(PullTimes {
             expires: Duration::from_secs(1),
             idle_heartbeat: Duration::from_secs(10),
-        },
+        }),
     );
     stream.request(7).await;
     match stream.next().await {

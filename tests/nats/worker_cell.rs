@@ -301,10 +301,10 @@ pub(crate) struct Worker {
 /// Times that let a test see what takes minutes.
 pub(crate) fn settings() -> WorkerSettings {
     WorkerSettings {
-        pull_times: PullTimes {
+        pull_times: Some(PullTimes {
             expires: Duration::from_secs(4),
             idle_heartbeat: Duration::from_secs(1),
-        },
+        }),
         ..WorkerSettings::new(node())
     }
 }

@@ -30,7 +30,11 @@ pub(super) struct Fetching {
 }
 
 impl Fetching {
-    pub(super) fn start(bus: &Bus, times: PullTimes, arrivals: mpsc::Sender<Arrived>) -> Self {
+    pub(super) fn start(
+        bus: &Bus,
+        times: Option<PullTimes>,
+        arrivals: mpsc::Sender<Arrived>,
+    ) -> Self {
         let (commands, taken) = mpsc::channel(MAX_COMMANDS);
         let puller = Puller::new(bus.client.clone(), times);
         tokio::spawn(fetch(puller, taken, arrivals));
