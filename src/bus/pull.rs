@@ -17,11 +17,11 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long a request stays open; then the broker ends it and it is made anew.
 const REQUEST_EXPIRES: Duration = Duration::from_secs(120);
-/// How often the broker says that a request is open although nothing is delivered.
-const IDLE_HEARTBEAT: Duration = Duration::from_secs(10);
-/// Idle heartbeats in halves that may be missed before the consumer counts as lost: a whole one lost,
-/// and half of the next late.
-const SILENT_HALVES: u32 = 5;
+/// How often the broker says that a request is open although nothing is delivered. As often as workers
+/// tell the dispatcher that they live, so that a consumer whose server died is made elsewhere in time.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Idle heartbeats that have to be missing for the consumer to count as lost.
+const MISSED_HEARTBEATS: u32 = 2;
 
 /// How many messages of a request will not come, in a status (`JSPullRequestPendingMsgs`).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -134,7 +134,7 @@ impl Puller {
         {
             self.reset();
         }
-        let silence = self.times.idle_heartbeat * SILENT_HALVES / 2;
+        let silence = self.times.idle_heartbeat * MISSED_HEARTBEATS;
         let open = match &mut self.open {
             Some(open) => open,
             None => {
@@ -177,7 +177,7 @@ impl Puller {
     /// Waits for what comes next; for ever when no request is open. Nothing is lost when the wait is
     /// given up.
     pub async fn next(&mut self) -> Pulled {
-        let silence = self.times.idle_heartbeat * SILENT_HALVES / 2;
+        let silence = self.times.idle_heartbeat * MISSED_HEARTBEATS;
         loop {
             let Some(open) = &mut self.open else {
                 return std::future::pending().await;
