@@ -51,6 +51,12 @@ pub(super) enum Arrival {
     Broken(String),
 }
 
+/// Silence after which it is looked whether events are stored that do not come: the consumer went with its server of a
+/// cluster then, and the client would take its time to find that out.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How often the broker says that nothing was asked for. When it misses two, the consumer is gone.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
+
 type Queue = mpsc::Sender<Arrival>;
 
 /// Starts to listen to everything. The tasks end when the set is dropped.
@@ -108,13 +114,27 @@ pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Mess
         .create_consumer(config)
         .await
         .map_err(|e| failed(&e))?;
-    consumer.messages().await.map_err(|e| failed(&e))
+    let messages = consumer.stream().heartbeat(IDLE_HEARTBEAT);
+    messages.messages().await.map_err(|e| failed(&e))
 }
 
 async fn take_events(mut events: Reading, queue: Queue) {
+    let mut was_behind = false;
     loop {
-        match events.messages.next().await {
-            Some(Ok(message)) => {
+        let Ok(next) = tokio::time::timeout(SILENCE, events.next()).await else {
+            let is_behind = events.is_behind().await;
+            if was_behind && is_behind {
+                tracing::warn!("events are stored and do not come; reading on by another consumer");
+                if let Err(error) = events.again().await {
+                    return broken(&queue, error.to_string()).await;
+                }
+            }
+            was_behind = is_behind && !was_behind;
+            continue;
+        };
+        was_behind = false;
+        match next {
+            Ok(message) => {
                 let Some(input) = task_event(&message) else {
                     continue;
                 };
@@ -125,8 +145,7 @@ async fn take_events(mut events: Reading, queue: Queue) {
                     return;
                 }
             }
-            Some(Err(error)) => return broken(&queue, format!("the events ended: {error}")).await,
-            None => return broken(&queue, "the events ended".to_owned()).await,
+            Err(error) => return broken(&queue, format!("the events ended: {error}")).await,
         }
     }
 }

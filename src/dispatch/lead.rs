@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::arrivals::{Arrival, QUEUE, broken, listen};
 use super::clock::{Clock, uptime};
+use super::follow::Standby;
 use super::input::{Effect, Input, ReplyToken};
 use super::load::{Loaded, load};
 use super::observe::{Observer, Seen};
@@ -18,6 +21,7 @@ use super::pushing;
 use super::resolve::Resolver;
 use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
+use crate::bus::leaders::Leaders;
 use crate::domain::time::Timestamp;
 
 /// How long the broker may take to confirm an effect. A stream that is busy with ten thousand consumers keeps its
@@ -68,11 +72,12 @@ pub(super) async fn lead(
     (settings, audit_every): (Settings, Duration),
     resolver: Resolver,
     (permission, observer): (Permission, Arc<dyn Observer>),
+    standby: Option<Standby>,
     yielded: CancellationToken,
 ) -> Result<(), Ended> {
     let watched = (permission, Arc::clone(&observer));
     let mut leader = tokio::select! {
-        leader = Leader::begin(bus, (settings, audit_every), resolver, watched) => leader?,
+        leader = Leader::begin(bus, (settings, audit_every), resolver, watched, standby) => leader?,
         () = yielded.cancelled() => return Ok(()),
     };
     // Whoever ends this waits for it, but not for ever: what is said after that would stand for ever.
@@ -95,6 +100,8 @@ struct Leader {
     client: async_nats::Client,
     /// How often the client had connected when the cell was read back.
     connects: u64,
+    /// Ends when a stream has got another leader than it had then.
+    moved: BoxFuture<'static, String>,
     /// Ends the listeners with the leadership.
     _sources: tokio::task::JoinSet<()>,
 }
@@ -105,12 +112,20 @@ impl Leader {
         (settings, audit_every): (Settings, Duration),
         resolver: Resolver,
         (permission, observer): (Permission, Arc<dyn Observer>),
+        standby: Option<Standby>,
     ) -> Result<Self, Ended> {
         let clock = Clock::new();
         let client = bus.client.clone();
         let connects = connects(&client);
         let since = clock.now();
-        let loaded = load(&bus, settings, since).await.map_err(ended)?;
+        let leaders = leaders(&bus).await;
+        let follower = match standby {
+            Some(standby) => standby.end().await,
+            None => None,
+        };
+        let followed = follower.is_some();
+        let loaded = load(&bus, settings, since, follower).await;
+        let loaded = loaded.map_err(ended)?;
         let Loaded {
             state,
             revisions,
@@ -129,6 +144,7 @@ impl Leader {
         tracing::info!(
             jobs = revisions.len(),
             millis = u64::try_from(clock.now().since(since).as_millis()).unwrap_or(u64::MAX),
+            followed,
             "read the cell back; leading"
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);
@@ -149,6 +165,7 @@ impl Leader {
             audit_every,
             client,
             connects,
+            moved: leaders.changed().boxed(),
             _sources: sources,
         };
         let begun = [Input::Stalled { since }, Input::Lead];
@@ -178,6 +195,7 @@ impl Leader {
                     self.take(batch.drain(..)).await?;
                 }
                 () = &mut lost => return Err(ended(LOST)),
+                stream = &mut self.moved => return Err(moved(&stream)),
                 _ = count.tick() => self.observer.saw(Seen::Census(&self.state.census())),
                 _ = audits.tick() => {
                     if let Some(as_of) = self.state.has_out() {
@@ -216,6 +234,7 @@ impl Leader {
             let known = tokio::select! {
                 known = self.performer.perform(std::mem::take(&mut effects)) => known,
                 () = connection_lost(self.client.clone(), self.connects) => return Err(ended(LOST)),
+                stream = &mut self.moved => return Err(moved(&stream)),
             };
             for input in known.map_err(ended)? {
                 // Counted when the broker has it: what an ended leadership had sent, the next one releases again or finds.
@@ -261,6 +280,24 @@ impl Leader {
             Arrival::Broken(reason) => Err(Ended(reason)),
         }
     }
+}
+
+/// Of the streams that a dispatcher writes to, and the requests. Whether what was on its way to a leader that died was
+/// stored is not known, and its silence would be waited for.
+async fn leaders(bus: &Bus) -> Leaders {
+    let subjects = &bus.subjects;
+    let buckets = [subjects.jobs_bucket(), subjects.nodes_bucket()];
+    let streams = [
+        subjects.jobs_stream(),
+        subjects.tasks_stream(),
+        subjects.events_stream(),
+    ];
+    let buckets = buckets.map(|bucket| format!("KV_{bucket}"));
+    Leaders::now(bus, streams.into_iter().chain(buckets)).await
+}
+
+fn moved(stream: &str) -> Ended {
+    ended(format!("stream {stream} has got another leader"))
 }
 
 const LOST: &str = "the connection to the broker was lost meanwhile";
