@@ -344,6 +344,100 @@ fn systemd_takes_the_units() {
 }
 
 #[test]
+fn a_worker_may_read_nodes_and_nothing_else() {
+    for folder in renderable() {
+        let mut roles = 0;
+        for document in serde_saphyr::from_multiple::<Value>(&rendered(&folder)).unwrap() {
+            let kind = document["kind"].as_str().unwrap();
+            if kind.ends_with("Role") {
+                roles += 1;
+                let nodes = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]);
+                assert_eq!(document["rules"], nodes, "{}", folder.display());
+            } else if kind.ends_with("RoleBinding") {
+                let worker = json!([{"kind": "ServiceAccount", "name": "prewarm-worker", "namespace": "prewarm-system"}]);
+                assert_eq!(document["subjects"], worker, "{}", folder.display());
+            }
+        }
+        assert_eq!(roles, 1, "{}", folder.display());
+    }
+    // Nobody else has a token to ask with.
+    for (name, pod) in pods() {
+        let is_worker = name.starts_with("prewarm-worker ");
+        assert_eq!(pod["automountServiceAccountToken"], is_worker, "{name}");
+    }
+}
+
+/// What git has of the project: what a clone of it has.
+fn tracked() -> Vec<String> {
+    let mut git = Command::new("git");
+    git.arg("-C")
+        .arg(env!("CARGO_MANIFEST_DIR"))
+        .arg("ls-files");
+    output(&mut git).lines().map(str::to_owned).collect()
+}
+
+/// What builds the program in a container needs a network, so that no test runs it; that it has what it names, one can see.
+#[test]
+fn the_stage_that_builds_has_what_it_needs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    let dockerfile = read("deploy/Dockerfile");
+    let (build, last) = dockerfile.split_once("\nFROM scratch\n").unwrap();
+    let stage = build
+        .lines()
+        .find_map(|line| line.strip_prefix("FROM "))
+        .unwrap();
+    assert!(last.contains("COPY --from=build /image /\n"), "{last}");
+
+    // The compiler is the oldest that the crate takes.
+    let cargo = read("Cargo.toml");
+    let oldest = cargo
+        .lines()
+        .find_map(|line| line.strip_prefix("rust-version = \""));
+    let oldest = oldest.unwrap().trim_end_matches('"');
+    assert_eq!(
+        stage,
+        format!("docker.io/library/rust:{oldest}-bookworm AS build")
+    );
+
+    // The whole project is copied, and nothing of it is left out; what is built on the way here is.
+    assert!(build.contains("\nCOPY . .\n"), "{build}");
+    let ignored = read(".dockerignore");
+    assert_eq!(ignored.lines().collect::<Vec<_>>(), [".git", "**/target"]);
+    let files = tracked();
+    for file in &files {
+        let is_left_out = file.split('/').any(|part| part == "target") || file.starts_with(".git/");
+        assert!(!is_left_out, "{file}");
+    }
+    for needed in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "LICENSE",
+        "deploy/image/root",
+        "src/main.rs",
+    ] {
+        assert!(files.iter().any(|file| file == needed), "{needed}");
+    }
+
+    // It builds as `make build` does, and packs as `make image` does.
+    let make = read("Makefile").replace("$(CARGO)", "cargo");
+    let (_, run) = build.split_once("RUN cargo ").unwrap();
+    let (cargo, pack) = run.trim().split_once(" && ").unwrap();
+    assert!(make.contains(&format!("\tcargo {cargo}\n")), "{cargo}");
+    assert_eq!(pack, "deploy/image/root target/release/prewarm /image");
+    assert!(
+        read("deploy/image/build").contains("\"$here/root\" \"$program\" \"$work/build/image\"")
+    );
+    // And what the image of the compiler lacks is what build-deps would install.
+    let (_, installed) = build.split_once("--no-install-recommends ").unwrap();
+    let (installed, _) = installed.split_once('\n').unwrap();
+    let packages = read("deploy/local/build-deps");
+    for package in installed.split(' ') {
+        assert!(packages.contains(package), "{package}");
+    }
+}
+
+#[test]
 fn the_worker_has_the_same_capabilities_everywhere() {
     let daemon_set = fs::read_to_string(deploy().join("kubernetes/base/worker.yaml")).unwrap();
     let (_, added) = daemon_set.split_once("add: [").unwrap();

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use async_nats::connection::State;
+use tokio::sync::watch;
 
 use crate::bus::Bus;
 use crate::bus::topology::{self, TopologyError, TopologySettings};
@@ -44,7 +45,7 @@ impl Link {
         }
         Err(match self.0.places.get() {
             Some(places) => format!("the broker is not connected ({places})"),
-            None => "the broker is not connected; the role has not come that far".to_owned(),
+            None => "it is not looked for yet; what has to come first is not there".to_owned(),
         })
     }
 
@@ -91,6 +92,17 @@ impl Link {
             }
         })
     }
+}
+
+/// Kubernetes has told of the node, before which nothing else begins. What it told stays in force while its API is away.
+#[must_use]
+pub fn kubernetes(told: watch::Receiver<Result<(), String>>) -> Condition {
+    Condition::new("kubernetes", move || {
+        let told = told.borrow().clone();
+        std::future::ready(told.map_err(|reason| {
+            format!("its API has not told of the node yet, which the worker waits for: {reason}")
+        }))
+    })
 }
 
 /// Every runtime answers.

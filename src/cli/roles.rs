@@ -97,8 +97,12 @@ pub async fn worker(invocation: &Invocation, args: &WorkerRoleArgs) -> Result<()
     role.needs(role.link.broker());
     role.watches_workers(vec![Arc::clone(&listener)]);
     role.needs(health::runtime(vec![runtime.clone()]));
+    let (tell, told) = watch::channel(Err("it is asked".to_owned()));
+    if node.node.kubernetes.is_some() {
+        role.needs(health::kubernetes(told));
+    }
     role.serve(invocation, &shutdown).await?;
-    let Some(standing) = node.standing(&shutdown).await? else {
+    let Some(standing) = node.standing(tell, &shutdown).await? else {
         return Ok(());
     };
     let settings = node.settings(standing);
@@ -292,12 +296,13 @@ pub fn node(args: &WorkerRoleArgs, pod: Option<&Pod>, check: &mut Check<'_>) -> 
 
 impl Node {
     /// Its labels, and whether it takes new pulls: as the settings say, or as Kubernetes says, which is
-    /// waited for. `None`: the role was stopped first.
+    /// waited for; `told` says what of. `None`: the role was stopped first.
     ///
     /// # Errors
     /// The files by which a pod asks Kubernetes cannot be used.
     pub async fn standing(
         &self,
+        told: watch::Sender<Result<(), String>>,
         shutdown: &CancellationToken,
     ) -> Result<Option<watch::Receiver<NodeStanding>>, Failure> {
         let labels = self.node.labels.clone();
@@ -309,7 +314,7 @@ impl Node {
             labels,
             choices,
         };
-        let standing = following.begin(shutdown.clone()).await;
+        let standing = following.begin(told, shutdown.clone()).await;
         standing.map_err(|error| {
             Failure::unreachable(error.to_string())
                 .advise("check the files in /var/run/secrets/kubernetes.io/serviceaccount, or set PREWARM_KUBERNETES=off")

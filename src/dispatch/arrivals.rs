@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::AckPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, Message, jetstream};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub(super) enum Arrival {
     Request {
         request: Request,
         sequence: u64,
-        acker: Box<Acker>,
+        taken: Taken,
     },
     Registered {
         node: NodeName,
@@ -56,6 +56,12 @@ pub(super) enum Arrival {
 const SILENCE: Duration = Duration::from_secs(1);
 /// How often the broker says that nothing was asked for. When it misses two, the consumer is gone.
 const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// A request's message: how it is answered, and the trace it says it belongs to.
+pub(super) struct Taken {
+    pub(super) acker: Box<Acker>,
+    pub(super) trace: Option<TraceOrigin>,
+}
 
 type Queue = mpsc::Sender<Arrival>;
 
@@ -234,16 +240,15 @@ async fn take_requests(subjects: Subjects, mut requests: Messages, queue: Queue)
             continue;
         };
         let mut request = read_request(&subjects, &message.subject, &message.payload);
+        let taken = Taken::from(message);
         if let Request::Submit(submission) = &mut request {
-            submission.trace = traced(message.headers.as_ref()).or_else(trace::new_trace);
+            submission.trace = taken.trace.or_else(trace::new_trace);
         }
-        let (_, acker) = message.split();
-        let acker = Box::new(acker);
         if queue
             .send(Arrival::Request {
                 request,
                 sequence,
-                acker,
+                taken,
             })
             .await
             .is_err()
@@ -254,9 +259,14 @@ async fn take_requests(subjects: Subjects, mut requests: Messages, queue: Queue)
     broken(&queue, "the requests ended".to_owned()).await;
 }
 
-/// The trace that a message says it belongs to.
-pub(super) fn traced(headers: Option<&HeaderMap>) -> Option<TraceOrigin> {
-    trace::read(headers?.get(TRACEPARENT)?.as_str())
+impl From<jetstream::Message> for Taken {
+    fn from(message: jetstream::Message) -> Self {
+        let said = |headers: &HeaderMap| trace::read(headers.get(TRACEPARENT)?.as_str());
+        Self {
+            trace: message.headers.as_ref().and_then(said),
+            acker: Box::new(message.split().1),
+        }
+    }
 }
 
 fn read_request(subjects: &Subjects, subject: &str, body: &[u8]) -> Request {

@@ -258,9 +258,9 @@ impl Leader {
             Arrival::Request {
                 request,
                 sequence,
-                acker,
+                taken,
             } => {
-                self.performer.requests.insert(sequence, acker);
+                self.performer.requests.insert(sequence, taken);
                 Ok(Input::Request { request, sequence })
             }
             Arrival::Registered {

@@ -11,7 +11,7 @@
 //! - `requests`, `nodes`, `pulls`, `rounds`, `rebuild`: the decisions, by what they are about;
 //! - `pushes`: which jobs come of pushes of images, and `pushing`, which does it;
 //! - `record`: the state as records and events, `census`: as numbers;
-//! - `spans`: what is done, as spans of traces and lines of the log;
+//! - `tell`: events; `spans`: what is done, as spans of traces and lines of the log;
 //! - [`lease`]: which of several dispatchers leads.
 
 mod arrivals;
@@ -42,6 +42,7 @@ pub mod run;
 mod slots;
 mod spans;
 pub mod state;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod timers;

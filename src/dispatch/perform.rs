@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishAckFuture;
-use async_nats::jetstream::message::{Acker, PublishMessage};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{LastRawMessageError, LastRawMessageErrorKind, Stream};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
-use super::arrivals::Arrival;
+use super::arrivals::{Arrival, Taken};
 use super::buckets::{deletion, kv_subject};
 use super::input::{Effect, Input, ReplyToken};
 use super::resolve::Resolver;
@@ -26,9 +26,7 @@ use super::welcome::Welcomer;
 use crate::bus::Bus;
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
-use crate::domain::time::Timestamp;
 use crate::telemetry::trace;
-use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent};
 use crate::wire::record::NodeRecord;
 use crate::wire::subject::PullKey;
 use crate::wire::task::{PullTask, Run};
@@ -56,7 +54,7 @@ impl PerformError {
     }
 }
 
-type Done<T = ()> = Result<T, PerformError>;
+pub(super) type Done<T = ()> = Result<T, PerformError>;
 
 /// A message on its way.
 enum Unconfirmed {
@@ -74,19 +72,19 @@ enum Unconfirmed {
 }
 
 pub(super) struct Performer {
-    bus: Bus,
+    pub(super) bus: Bus,
     tasks: Stream<()>,
     revisions: HashMap<JobName, u64>,
     /// The newest message known to be in the task stream.
     newest_task: u64,
     unconfirmed: Vec<Unconfirmed>,
     pub(super) replies: HashMap<ReplyToken, async_nats::Subject>,
-    pub(super) requests: HashMap<u64, Box<Acker>>,
+    pub(super) requests: HashMap<u64, Taken>,
     resolver: Resolver,
     arrivals: mpsc::Sender<Arrival>,
     background: JoinSet<()>,
     welcomer: Welcomer,
-    source: String,
+    pub(super) source: String,
 }
 
 impl Performer {
@@ -157,10 +155,7 @@ impl Performer {
                 time,
                 event,
                 trace,
-            } => {
-                spans::job(time, &event, trace);
-                self.tell_job(id, time, *event).await
-            }
+            } => self.tell_job(id, time, *event, trace).await,
             Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
@@ -190,7 +185,8 @@ impl Performer {
                 Ok(())
             }
             Effect::Acknowledge { sequence } => match self.requests.remove(&sequence) {
-                Some(acker) => acker
+                Some(taken) => taken
+                    .acker
                     .ack()
                     .await
                     .map_err(|error| PerformError::new("acknowledging a request", error)),
@@ -229,7 +225,7 @@ impl Performer {
         Ok(())
     }
 
-    async fn send(
+    pub(super) async fn send(
         &mut self,
         what: String,
         subject: String,
@@ -245,40 +241,11 @@ impl Performer {
         }
     }
 
-    async fn tell<T: serde::Serialize>(&mut self, subject: String, event: &Event<T>) -> Done {
-        let mut headers = HeaderMap::new();
-        headers.insert(async_nats::header::NATS_MESSAGE_ID, event.id.as_str());
-        headers.insert("Content-Type", CONTENT_TYPE);
-        let body = encode(event)?;
-        self.send(format!("event {}", event.kind), subject, headers, body)
-            .await
-    }
-
     async fn put_node(&mut self, record: &NodeRecord) -> Done {
         let key = kv_subject(&self.bus.subjects.nodes_bucket(), &record.name.token());
         let what = format!("the record of node {}", record.name);
         self.send(what, key, HeaderMap::new(), encode(record)?)
             .await
-    }
-
-    async fn tell_job(&mut self, id: String, time: Timestamp, event: JobEvent) -> Done {
-        let token = event.event.token();
-        let subject = self.bus.subjects.job_event(event.job.as_ref(), token);
-        let about = event
-            .job
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string);
-        let kind = format!("job.{token}");
-        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
-        self.tell(subject, &event).await
-    }
-
-    async fn tell_node(&mut self, id: String, time: Timestamp, event: NodeEvent) -> Done {
-        let token = event.event.token();
-        let subject = self.bus.subjects.node_event(&event.node, token);
-        let (kind, about) = (format!("node.{token}"), event.node.to_string());
-        let event = Event::new(&kind, id, self.source.clone(), about, time, event);
-        self.tell(subject, &event).await
     }
 
     /// Asks aside; the answer arrives like everything else.
@@ -473,7 +440,7 @@ impl Performer {
     }
 }
 
-fn encode<T: serde::Serialize>(value: &T) -> Done<Vec<u8>> {
+pub(super) fn encode<T: serde::Serialize>(value: &T) -> Done<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| PerformError::new("encoding a message", error))
 }
 

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
-use async_nats::jetstream::message::Acker;
 use async_nats::jetstream::{AckKind, Message};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::arrivals::{Arrival, take_from_jobs, traced};
+use super::arrivals::{Arrival, Taken, take_from_jobs};
 use super::clock::Clock;
 use super::input::Request;
 use super::pushes::{Effect, Input, MAX_RULES, Pushes};
@@ -52,7 +51,7 @@ struct Pusher {
     state: Pushes,
     rules: Reading,
     messages: Messages,
-    in_hand: HashMap<u64, Acker>,
+    in_hand: HashMap<u64, Taken>,
     resolver: Resolver,
     answers: JoinSet<(u64, Result<Digest, Failure>)>,
     leader: mpsc::Sender<Arrival>,
@@ -153,20 +152,21 @@ impl Pusher {
             return Ok(());
         };
         let stored = Timestamp::from_millis(i64::try_from(stored).unwrap_or(i64::MAX));
-        let input = match Push::parse(&message.payload) {
+        let parsed = Push::parse(&message.payload);
+        let taken = Taken::from(message);
+        let input = match parsed {
             Ok(push) => Input::Push {
                 sequence,
                 delivery: u32::try_from(delivery).unwrap_or(u32::MAX),
                 age: self.clock.now().since(stored),
                 push: Box::new(Push {
-                    trace: traced(message.headers.as_ref()).or_else(trace::new_trace),
+                    trace: taken.trace.or_else(trace::new_trace),
                     ..push
                 }),
             },
             Err(problems) => Input::Unreadable { sequence, problems },
         };
-        let (_, acker) = message.split();
-        self.in_hand.insert(sequence, acker);
+        self.in_hand.insert(sequence, taken);
         self.take(input).await
     }
 
@@ -203,7 +203,7 @@ impl Pusher {
 
     /// What is asked is done in its turn, with everything else that arrives at the leader.
     async fn ask(&mut self, sequence: u64, request: Request) -> Result<(), String> {
-        let Some(acker) = self.in_hand.remove(&sequence) else {
+        let Some(taken) = self.in_hand.remove(&sequence) else {
             return Ok(());
         };
         if let Request::Unreadable { problems, .. } = &request {
@@ -212,7 +212,7 @@ impl Pusher {
         let asked = Arrival::Request {
             request,
             sequence,
-            acker: Box::new(acker),
+            taken,
         };
         let sent = self.leader.send(asked).await;
         sent.map_err(|_| "nobody leads any more".to_owned())
@@ -220,7 +220,8 @@ impl Pusher {
 
     async fn answer(&mut self, sequence: u64, kind: AckKind) -> Result<(), String> {
         match self.in_hand.remove(&sequence) {
-            Some(acker) => acker
+            Some(taken) => taken
+                .acker
                 .ack_with(kind)
                 .await
                 .map_err(|error| format!("answering a push: {error}")),

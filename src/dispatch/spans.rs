@@ -9,7 +9,7 @@ use tracing::field::Empty;
 use crate::domain::name::JobName;
 use crate::domain::status::Outcome;
 use crate::domain::time::Timestamp;
-use crate::domain::trace::TraceOrigin;
+use crate::domain::trace::{TraceContext, TraceOrigin};
 use crate::telemetry::trace::{self, FinishedSpan, Kind};
 use crate::wire::event::{JobEvent, JobEventKind, PullState, TaskEvent};
 use crate::wire::record::RunTrace;
@@ -21,6 +21,15 @@ fn above(run: &Run, origin: TraceOrigin) -> TraceOrigin {
         run.span(&origin).into()
     } else {
         origin
+    }
+}
+
+/// What the events of a run hang under: its own span, if this process exports that, or else the one above it.
+pub(super) fn handed_on(round: &RunTrace, run: &Run) -> TraceContext {
+    if trace::is_exporting() {
+        run.span(&round.origin)
+    } else {
+        round.handed_on(run)
     }
 }
 

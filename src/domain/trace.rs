@@ -191,6 +191,16 @@ impl TraceOrigin {
         }
     }
 
+    /// The span above, if there is one.
+    #[must_use]
+    pub fn parent(&self) -> Option<TraceContext> {
+        Some(TraceContext {
+            trace_id: self.trace_id,
+            span_id: self.parent_id?,
+            sampled: self.sampled,
+        })
+    }
+
     /// The top of another trace, the same for the same words, recorded if this one is.
     #[must_use]
     pub fn another(&self, words: &str) -> Self {

@@ -77,7 +77,7 @@ fn missing() -> Trouble {
 
 impl Following {
     /// Waits until the API has told of the node, however long that takes, and follows it from then on.
-    /// `None`: the role was stopped first.
+    /// `None`: the role was stopped first. `told` says meanwhile why it has not, and in the end that it has.
     ///
     /// Without the API there is no standing to begin with, and none is made up: with too few labels the
     /// node would leave jobs it belongs to, and join others. Once it is known, the last one stays in
@@ -88,6 +88,7 @@ impl Following {
     /// The files of the pod cannot be used.
     pub async fn begin(
         self,
+        told: watch::Sender<Result<(), String>>,
         shutdown: CancellationToken,
     ) -> Result<Option<watch::Receiver<NodeStanding>>, FollowError> {
         let mut follower = Follower {
@@ -99,9 +100,10 @@ impl Following {
         };
         tracing::info!(node = %follower.following.node, "asking the Kubernetes API for the node");
         let (first, version) = tokio::select! {
-            first = follower.first() => first,
+            first = follower.first(&told) => first,
             () = shutdown.cancelled() => return Ok(None),
         };
+        let _ = told.send_replace(Ok(()));
         let (tell, standing) = watch::channel(first);
         tokio::spawn(async move {
             tokio::select! {
@@ -142,13 +144,15 @@ enum End {
 
 impl Follower {
     /// The first standing, and from where on it is watched.
-    async fn first(&mut self) -> (NodeStanding, String) {
+    async fn first(&mut self, told: &watch::Sender<Result<(), String>>) -> (NodeStanding, String) {
         loop {
-            match self.list().await {
+            let trouble = match self.list().await {
                 Ok((Some(node), version)) => return (self.saw(&node), version),
-                Ok((None, _)) => self.warn(missing()),
-                Err(trouble) => self.warn(trouble),
-            }
+                Ok((None, _)) => missing(),
+                Err(trouble) => trouble,
+            };
+            let _ = told.send_replace(Err(trouble.reason.clone()));
+            self.warn(trouble);
             self.wait().await;
         }
     }

@@ -248,8 +248,17 @@ fn message(schema: &str) -> Value {
         "contentType": content_type,
         "payload": { "schemaFormat": SCHEMA_FORMAT, "schema": { "$ref": format!("./{schema}.json") } },
     });
-    if matches!(schema, "job" | "push") {
-        let about = "The trace that what comes of the message belongs to (W3C Trace Context).";
+    let about = match schema {
+        "job" | "push" => {
+            Some("The trace that what comes of the message belongs to (W3C Trace Context).")
+        }
+        "job-event" | "task-event" => Some(
+            "The span that the fact belongs to, if its job belongs to a trace (W3C Trace Context): that of the run, or of the \
+release of the pull; of who has no part in the trace, the one above.",
+        ),
+        _ => None,
+    };
+    if let Some(about) = about {
         let traceparent = json!({ "type": "string", "description": about });
         message["headers"] =
             json!({ "type": "object", "properties": { TRACEPARENT: traceparent } });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::domain::name::NodeName;
 use crate::domain::pin::Pin;
 use crate::domain::time::Timestamp;
-use crate::domain::trace::TraceId;
+use crate::domain::trace::TraceContext;
 use crate::wire::event::TaskEvent;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::{Heartbeat, PullId};
@@ -62,8 +62,8 @@ pub struct EventToStore {
     pub at: Timestamp,
     /// What happened.
     pub event: TaskEvent,
-    /// The trace that the task belongs to, for the log.
-    pub trace_id: Option<TraceId>,
+    /// The span that the task hangs under: what goes with the event as its header `traceparent`.
+    pub traceparent: Option<TraceContext>,
 }
 
 /// One thing to do.

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::dispatcher::LIMIT;
+use super::roles::get;
 use crate::support::kubernetes::{Gone, KubernetesApi, Mood};
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::{Output, Role, prewarm};
+use crate::support::process::free_port;
 use crate::support::wait::eventually;
 
 /// Longer than the longest delay between two tries to ask the API, jitter included.
@@ -34,14 +36,9 @@ impl Cell {
 
     /// A worker in a pod that reaches this API.
     fn worker(&self, api: &KubernetesApi, settings: &[(&str, &str)]) -> Role {
-        let mut worker = prewarm([
-            "worker",
-            "--runtime",
-            "simulated",
-            "--metrics-listen",
-            "off",
-        ])
-        .env("PREWARM_NATS_URL", self.nats.url());
+        let mut worker = prewarm(["worker", "--runtime", "simulated"])
+            .env("PREWARM_METRICS_LISTEN", "off")
+            .env("PREWARM_NATS_URL", self.nats.url());
         for (name, value) in settings {
             worker = worker.env(name, value);
         }
@@ -117,6 +114,17 @@ impl Cell {
         })
         .await;
     }
+}
+
+/// Waits until `/readyz` of the role at this port has all of this.
+async fn readyz(port: u16, wanted: &[&str]) {
+    let what = format!("/readyz to say {wanted:?}");
+    eventually(&what, LIMIT, async || {
+        let text = get(port, "/readyz").await?;
+        let has_all = wanted.iter().all(|wanted| text.contains(wanted));
+        has_all.then_some(()).ok_or(text)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -248,8 +256,20 @@ async fn changes_are_seen_whatever_becomes_of_the_watch() {
 async fn an_api_that_is_away_at_the_start_is_waited_for_and_no_labels_are_made_up() {
     let cell = Cell::start().await;
     let mut api = KubernetesApi::prepare("n", json!({"pool": "x"}));
-    let mut worker = cell.worker(&api, &[("PREWARM_LABELS", "zone=b")]);
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let settings = [
+        ("PREWARM_LABELS", "zone=b"),
+        ("PREWARM_METRICS_LISTEN", &listen),
+    ];
+    let mut worker = cell.worker(&api, &settings);
     let line = worker.logs("does not tell of the node", LIMIT).await;
+    let refused = "kubernetes: its API has not told of the node yet, which the worker waits for: Connection refused";
+    readyz(
+        port,
+        &["HTTP/1.1 503", refused, "broker: it is not looked for yet"],
+    )
+    .await;
     for part in [
         "it is not registered, and gets no pulls",
         "Connection refused",
@@ -267,6 +287,10 @@ async fn an_api_that_is_away_at_the_start_is_waited_for_and_no_labels_are_made_u
     api.mood(Mood::Well);
     let node = cell.labelled("n", "pool", "x").await;
     assert_eq!(node["labels"]["zone"], "b");
+    readyz(port, &["HTTP/1.1 200"]).await;
+    // What was known stays in force, and the worker works.
+    api.stop().await;
+    readyz(port, &["HTTP/1.1 200"]).await;
     worker
         .logs("the Kubernetes API tells of the node", LIMIT)
         .await;

@@ -1,11 +1,12 @@
 //! The examples for CI in deploy/ci do what they say: their own lines are run, against a fleet.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::fleet::Fleet;
 use crate::support::parts;
@@ -261,76 +262,93 @@ fn github_and_gitlab_take_theirs() {
     }
 }
 
-/// Tekton's own types (pkg/apis/pipeline/v1 of tektoncd/pipeline), as far as the example uses them.
+/// The fields of Tekton's own types (pkg/apis/pipeline/v1 of tektoncd/pipeline).
+const TASK: &str = "apiVersion kind metadata spec";
+const TASK_SPEC: &str =
+    "params displayName description steps volumes stepTemplate sidecars workspaces results";
+const PARAM: &str = "name type description properties default enum";
+const STEP: &str = "name displayName image command args workingDir envFrom env computeResources volumeMounts volumeDevices \
+    imagePullPolicy securityContext script timeout workspaces onError stdoutConfig stderrConfig ref params results when";
+
+fn has_only(value: &Value, fields: &str) {
+    for field in value.as_object().unwrap().keys() {
+        let known = fields.split_whitespace().any(|known| known == field);
+        assert!(known, "{field} is none of {fields}");
+    }
+}
+
 #[test]
 fn tekton_takes_its_own() {
     let task = yaml("tekton.yaml");
-    let known = |value: &Value, fields: &[&str]| {
-        for field in value.as_object().unwrap().keys() {
-            assert!(
-                fields.contains(&field.as_str()),
-                "{field} is none of {fields:?}"
-            );
-        }
-    };
     assert_eq!(task["apiVersion"], "tekton.dev/v1");
     assert_eq!(task["kind"], "Task");
-    known(&task, &["apiVersion", "kind", "metadata", "spec"]);
-    known(
-        &task["spec"],
-        &[
-            "params",
-            "displayName",
-            "description",
-            "steps",
-            "volumes",
-            "stepTemplate",
-            "sidecars",
-            "workspaces",
-            "results",
-        ],
-    );
-    for param in task["spec"]["params"].as_array().unwrap() {
-        known(
-            param,
-            &[
-                "name",
-                "type",
-                "description",
-                "properties",
-                "default",
-                "enum",
-            ],
-        );
+    has_only(&task, TASK);
+    has_only(&task["spec"], TASK_SPEC);
+    let params = task["spec"]["params"].as_array().unwrap();
+    let names: BTreeSet<&str> = params
+        .iter()
+        .map(|param| {
+            has_only(param, PARAM);
+            assert_eq!(param["type"], "string");
+            assert!(param["default"].is_string() || param["default"].is_null());
+            param["name"].as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(names.len(), params.len(), "each name once");
+    let steps = task["spec"]["steps"].as_array().unwrap();
+    let used: Vec<String> = steps.iter().flat_map(params_used).collect();
+    let used: BTreeSet<&str> = used.iter().map(String::as_str).collect();
+    assert_eq!(used, names, "declared and used");
+    for step in steps {
+        has_only(step, STEP);
+        let (takes, said) = kubernetes_takes(step);
+        assert!(takes, "{said}");
+        for (right, wrong) in [
+            ("secretKeyRef", "secretRef"),
+            ("runAsNonRoot", "runAsNonroot"),
+            ("[\"run\"", "[7"),
+        ] {
+            let text = step.to_string();
+            let broken = text.replacen(right, wrong, 1);
+            assert_ne!(text, broken);
+            let (takes, said) = kubernetes_takes(&serde_json::from_str(&broken).unwrap());
+            assert!(!takes, "{wrong}: {said}");
+        }
     }
-    for step in task["spec"]["steps"].as_array().unwrap() {
-        known(
-            step,
-            &[
-                "name",
-                "displayName",
-                "image",
-                "command",
-                "args",
-                "workingDir",
-                "envFrom",
-                "env",
-                "computeResources",
-                "volumeMounts",
-                "volumeDevices",
-                "imagePullPolicy",
-                "securityContext",
-                "script",
-                "timeout",
-                "workspaces",
-                "onError",
-                "stdoutConfig",
-                "stderrConfig",
-                "ref",
-                "params",
-                "results",
-                "when",
-            ],
-        );
+}
+
+/// The parameters that a step names.
+fn params_used(step: &Value) -> Vec<String> {
+    let text = step.to_string();
+    let names = text.split("$(params.").skip(1);
+    let names = names.map(|rest| rest.split_once(')').unwrap().0.to_owned());
+    names.collect()
+}
+
+/// Whether the schema of Kubernetes allows the container that Tekton makes of a step (`Step.ToK8sContainer`), and what the
+/// validator says.
+fn kubernetes_takes(step: &Value) -> (bool, String) {
+    let mut container = serde_json::Map::new();
+    for (field, value) in step.as_object().unwrap() {
+        let field = match field.as_str() {
+            "computeResources" => "resources",
+            "displayName" | "script" | "timeout" | "workspaces" | "onError" | "stdoutConfig"
+            | "stderrConfig" | "ref" | "params" | "results" | "when" => continue,
+            field => field,
+        };
+        container.insert(field.to_owned(), value.clone());
     }
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "tekton"}, "spec": {"containers": [container]},
+    });
+    let dir = parts::temp_dir();
+    let manifest = dir.path().join("pod.yaml");
+    fs::write(&manifest, pod.to_string()).unwrap();
+    let validator = parts::python().with_file_name("kubernetes-validate");
+    let mut command = std::process::Command::new(validator);
+    command.args(["--strict", "-k", "1.37"]).arg(&manifest);
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    (output.status.success(), said)
 }

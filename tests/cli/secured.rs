@@ -12,6 +12,7 @@ use rcgen::{
 use tempfile::TempDir;
 
 use super::dispatcher::LIMIT;
+use crate::support::distance::Distance;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::operator::{Good, Operator};
 use crate::support::parts;
@@ -374,36 +375,48 @@ fn two_nodes() -> String {
     )
 }
 
+/// What `check` says of the login of node-1 for that node, and for another one.
+async fn assert_only_its_own_node(port: u16) {
+    let for_node = |node: &str| {
+        let url = format!("nats://node-1:node@127.0.0.1:{port}");
+        check(&url).env("PREWARM_NODE", node).run()
+    };
+    let (own, other) = tokio::join!(for_node("node-1"), for_node("node-2"));
+    assert_eq!(own.code, 0, "{own:?}");
+    for line in [
+        "ok    permissions   this login may do all that the worker of node-1 does\n",
+        "ok    permissions   and nothing in the name of another node\n",
+    ] {
+        assert!(own.stdout.contains(line), "{line:?} is missing: {own:?}");
+    }
+    assert_eq!(other.code, 3, "{other:?}");
+    for part in [
+        "FAIL  permissions   this login may not work for node node-2: the broker refuses \
+         $JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.node-2, prewarm.worker.node-2, prewarm.heartbeat.node-2 and 5 more",
+        "use the credentials of this very node",
+    ] {
+        assert!(
+            other.stdout.contains(part),
+            "{part:?} is missing: {other:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_credentials_of_one_node_are_refused_for_another_and_check_says_so() {
     for version in NatsVersion::ALL {
         let nats = NatsServer::start_with(version, &two_nodes()).await;
-        let as_user = |login: &str, node: &str| {
-            let url = format!("nats://{login}@127.0.0.1:{}", nats.port());
-            check(&url).env("PREWARM_NODE", node)
-        };
-        let own = as_user("node-1:node", "node-1").run();
-        let other = as_user("node-1:node", "node-2").run();
-        let (own, other) = tokio::join!(own, other);
-        assert_eq!(own.code, 0, "{own:?}");
-        for line in [
-            "ok    permissions   this login may do all that the worker of node-1 does\n",
-            "ok    permissions   and nothing in the name of another node\n",
-        ] {
-            assert!(own.stdout.contains(line), "{line:?} is missing: {own:?}");
-        }
-        assert_eq!(other.code, 3, "{other:?}");
-        for part in [
-            "FAIL  permissions   this login may not work for node node-2: the broker refuses \
-             $JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.node-2, prewarm.worker.node-2, prewarm.heartbeat.node-2 and 5 more",
-            "use the credentials of this very node",
-        ] {
-            assert!(
-                other.stdout.contains(part),
-                "{part:?} is missing: {other:?}"
-            );
-        }
+        assert_only_its_own_node(nats.port()).await;
     }
+}
+
+/// Every answer comes later than a refusal is waited for after the last one.
+#[tokio::test]
+async fn check_says_the_same_of_a_broker_that_is_far_away() {
+    let nats = NatsServer::start_with(NatsVersion::V2_15, &two_nodes()).await;
+    let target = format!("127.0.0.1:{}", nats.port());
+    let far = Distance::of(Duration::from_millis(600), &target).await;
+    assert_only_its_own_node(far.port()).await;
 }
 
 #[tokio::test]

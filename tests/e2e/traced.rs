@@ -1,5 +1,6 @@
 //! One trace from the published message to the last phase of the pull, and log lines that say what they are about.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
@@ -69,6 +70,22 @@ impl Traced {
             .await
             .unwrap();
         client.flush().await.unwrap();
+    }
+
+    /// What was told: by subject, the spans that the events hang under, in the order of the telling.
+    async fn told(&self) -> BTreeMap<String, Vec<Option<String>>> {
+        let client = self.nats.client().await;
+        let jetstream = async_nats::jetstream::new(client);
+        let mut stream = jetstream.get_stream("PREWARM_EVENTS").await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut told: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for sequence in 1..=last {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            let header = message.headers.get("traceparent");
+            let spans = told.entry(message.subject.to_string()).or_default();
+            spans.push(header.map(|header| header.as_str().to_owned()));
+        }
+        told
     }
 
     fn command(&self, args: &[&str]) -> Prewarm {
@@ -164,6 +181,60 @@ async fn one_trace_leads_from_the_message_to_every_phase() {
     assert!(within(download, pull) && within(unpack, pull), "{spans:#?}");
     assert!(download.times.1 <= unpack.times.0, "{spans:#?}");
     assert!(job.times.0 <= release.times.0 && pull.times.1 - pull.times.0 >= 50_000_000);
+
+    let context = |span: &Seen| Some(format!("00-{TRACE}-{}-01", span.span_id));
+    for (subject, spans) in cell.told().await {
+        let wanted = match subject.split('.').nth(2) {
+            Some("job") => context(&job),
+            Some("task") => context(release),
+            _ => None,
+        };
+        assert!(
+            spans.iter().all(|span| *span == wanted),
+            "{subject}: {spans:?}, not {wanted:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_belong_to_the_trace_of_their_job_whoever_exports_it() {
+    let nobody = "";
+    let cell = Traced::start(nobody, &[("PREWARM_SIMULATED_FAILURE_RATE", "1")]).await;
+    let spec = json!({"images": [IMAGE], "pullPolicy": {"backoffLimit": 1}});
+    cell.publish("traced", spec.clone(), Some(&traceparent()))
+        .await;
+    cell.publish("plain", spec.clone(), None).await;
+    // Never becomes a job.
+    cell.publish("wrong", json!({"images": []}), Some(&traceparent()))
+        .await;
+    for job in ["traced", "plain"] {
+        assert_eq!(cell.outcome(job).await, "Failed");
+    }
+    let told = eventually("everything to be told", LIMIT, async || {
+        let told = cell.told().await;
+        let rejected = told.contains_key("prewarm.event.job.wrong.rejected");
+        rejected.then_some(told.clone()).ok_or(format!("{told:#?}"))
+    })
+    .await;
+    let of = |begins: &str| {
+        let about = |(subject, spans): (&String, &Vec<_>)| {
+            subject.starts_with(begins).then(|| spans.clone())
+        };
+        told.iter().filter_map(about).flatten().collect::<Vec<_>>()
+    };
+    let publisher = Some(traceparent());
+    for (what, job, span) in [
+        ("job", "traced", &publisher),
+        ("task", "traced", &publisher),
+        ("job", "wrong", &publisher),
+        ("job", "plain", &None),
+        ("task", "plain", &None),
+    ] {
+        let spans = of(&format!("prewarm.event.{what}.{job}."));
+        // At least that an attempt began and ended, or that the job was rejected.
+        assert!(!spans.is_empty(), "{told:#?}");
+        assert!(spans.iter().all(|found| found == span), "{told:#?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,7 @@ pub mod collector;
 pub mod containerd;
 pub mod cri;
 pub mod cri_only;
+pub mod distance;
 pub mod gate;
 pub mod images;
 pub mod kubernetes;

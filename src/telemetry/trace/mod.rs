@@ -85,14 +85,7 @@ pub fn join(span: &Span, origin: Option<TraceOrigin>, kind: Kind) {
 /// The context for what the span causes elsewhere: the span's own, or else what it was joined to.
 #[must_use]
 pub fn context(span: &Span, origin: Option<TraceOrigin>) -> Option<TraceContext> {
-    layer::context(span).or_else(|| {
-        let origin = origin?;
-        Some(TraceContext {
-            trace_id: origin.trace_id,
-            span_id: origin.parent_id?,
-            sampled: origin.sampled,
-        })
-    })
+    layer::context(span).or_else(|| origin?.parent())
 }
 
 /// Says what a span failed of.

@@ -65,7 +65,8 @@ impl Journal {
         }
         self.newest = Some(stored.store);
         let event = &stored.event;
-        let trace_id = stored.trace_id.map(tracing::field::display);
+        let context = stored.traceparent.as_ref();
+        let trace_id = context.map(|context| tracing::field::display(context.trace_id));
         let (job, node, image, attempt) = (&event.job, &event.node, &event.image, event.attempt);
         let failure = event.failure.as_ref();
         let kind = failure

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::Arrived;
 use super::observe::{Observer, Seen};
 use crate::bus::Bus;
+use crate::domain::trace::TRACEPARENT;
 use crate::wire::event::CONTENT_TYPE;
 use crate::wire::subject::PullKey;
 use crate::work::effect::{EventToStore, StoreHandle};
@@ -149,6 +150,7 @@ async fn publish(bus: &Bus, stored: &EventToStore) -> Result<PublishAckFuture, S
         message_id,
         at,
         event,
+        traceparent,
         ..
     } = stored;
     let key = PullKey::new(event.node.clone(), event.job.clone(), &event.image);
@@ -157,6 +159,9 @@ async fn publish(bus: &Bus, stored: &EventToStore) -> Result<PublishAckFuture, S
     let mut headers = HeaderMap::new();
     headers.insert(NATS_MESSAGE_ID, message_id.as_str());
     headers.insert("content-type", CONTENT_TYPE);
+    if let Some(traceparent) = traceparent {
+        headers.insert(TRACEPARENT, traceparent.to_string());
+    }
     let subject = bus.subjects.task_event(&key);
     Ok(bus.store(subject, headers, payload.into()).await?)
 }

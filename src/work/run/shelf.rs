@@ -232,6 +232,10 @@ mod tests {
                 labels: [].into(),
                 annotations: [].into(),
             },
+            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+                .parse()
+                .ok()
+                .filter(|_| number % 2 == 1),
         }
     }
 

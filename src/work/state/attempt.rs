@@ -324,13 +324,13 @@ impl WorkerState {
 
     fn stamped(&mut self, now: Timestamp, position: usize, event: TaskEvent) -> Arc<EventToStore> {
         let store = StoreHandle(self.next_handle());
-        let trace = self.hand.held[position].task.traceparent;
+        let traceparent = self.hand.held[position].task.traceparent;
         Arc::new(EventToStore {
             store,
             message_id: format!("{}.{}.{store}", event.id(), self.settings.instance),
             at: now,
             event,
-            trace_id: trace.map(|trace| trace.trace_id),
+            traceparent,
         })
     }
 }

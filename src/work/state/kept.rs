@@ -12,6 +12,7 @@ use super::WorkerState;
 use super::attempt::store_again_at;
 use crate::bus::topology::DUPLICATE_WINDOW;
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::wire::event::TaskEvent;
 use crate::wire::worker::PullId;
 use crate::work::effect::{Effect, EventToStore, StoreHandle};
@@ -35,6 +36,9 @@ pub struct KeptResult {
     pub at: Timestamp,
     /// What happened.
     pub event: TaskEvent,
+    /// The span that the task hung under; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<TraceContext>,
 }
 
 impl From<&EventToStore> for KeptResult {
@@ -43,6 +47,7 @@ impl From<&EventToStore> for KeptResult {
             message_id: stored.message_id.clone(),
             at: stored.at,
             event: stored.event.clone(),
+            traceparent: stored.traceparent,
         }
     }
 }
@@ -88,6 +93,7 @@ impl WorkerState {
                 message_id,
                 at,
                 event,
+                traceparent,
             } = kept;
             let id = PullId {
                 job: event.job.clone(),
@@ -100,8 +106,7 @@ impl WorkerState {
                 message_id,
                 at,
                 event,
-                // What is kept does not say to which trace it belongs: the pull's spans were told before.
-                trace_id: None,
+                traceparent,
             });
             let telling = Telling::Due { tries: 0, at: now };
             self.kept.push(Kept { id, event, telling });

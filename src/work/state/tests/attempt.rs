@@ -25,6 +25,40 @@ fn a_task_is_pulled_at_once_and_acked_only_after_its_end_is_stored() {
 }
 
 #[test]
+fn every_event_belongs_to_the_trace_of_its_task() {
+    let mut worker = Worker::new(1);
+    let nginx = task("a", "nginx");
+    let (_, effects) = worker.deliver(&nginx, 1);
+    let begins = |effects: &[Effect]| {
+        find(effects, |effect| match effect {
+            Effect::Store(event) => Some(Arc::clone(event)),
+            _ => None,
+        })
+    };
+    let began = begins(&effects);
+    let retrying = told(&worker.fail(started(&effects), unavailable()));
+    worker.input(Input::Stored(retrying.store));
+    let (_, again) = worker.deliver(&nginx, 2);
+    let ended = told(&worker.succeed(started(&again)));
+    for (event, state) in [
+        (began, PullState::Started),
+        (retrying, PullState::Retrying),
+        (ended, PullState::Succeeded),
+    ] {
+        assert_eq!(event.event.state, state);
+        assert_eq!(event.traceparent, nginx.traceparent);
+    }
+    let (mut worker, untraced) = (
+        Worker::new(1),
+        PullTask {
+            traceparent: None,
+            ..nginx
+        },
+    );
+    assert_eq!(begins(&worker.deliver(&untraced, 1).1).traceparent, None);
+}
+
+#[test]
 fn an_end_that_is_not_stored_is_stored_again_for_as_long_as_it_takes() {
     let mut worker = Worker::new(1);
     let (token, pull) = worker.start(&task("a", "nginx"));
