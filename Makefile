@@ -59,7 +59,7 @@ test-deps: build-deps parts python-env
 # A test binary tests/NAME/main.rs or tests/NAME.rs, with its arguments in ARGS: make test-e2e ARGS=some_test
 cargo_test = $(CARGO) test --locked $(1) -- $(ARGS)
 
-.PHONY: test unit test-webhook test-nats test-containerd test-cli test-e2e sim conformance
+.PHONY: test unit test-webhook test-nats test-containerd test-cli test-e2e test-cluster chaos sim conformance
 test: test-deps ## Run every test (root, for containerd)
 	$(CARGO) test --locked
 unit: build-deps ## Run the tests that need no server
@@ -80,6 +80,10 @@ test-cli: test-deps ## Test the command line as a user meets it
 	$(call cargo_test,--test cli)
 test-e2e: test-deps ## Test everything together, with crashes (root)
 	$(call cargo_test,--test e2e)
+test-cluster: test-deps ## Test three brokers and several dispatchers of which some end
+	$(call cargo_test,--test cluster)
+chaos: test-deps ## Break everything at once on real servers: SEED=7 MINUTES=60 (root, iproute2)
+	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test chaos
 
 # One target of fuzz/targets for so many seconds: make fuzz TARGET=untar SECONDS=600. Needs rustup's nightly.
 SECONDS ?= 120

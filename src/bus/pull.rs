@@ -24,8 +24,9 @@ const REQUEST_EXPIRES: Duration = Duration::from_secs(120);
 const IDLE_HEARTBEAT: Duration = Duration::from_secs(30);
 /// By how much more, at most: what was delivered at one time would else be looked at in one moment ever after.
 const IDLE_HEARTBEAT_SPREAD: Duration = Duration::from_secs(15);
-/// How often a broker of several servers says so: one that dies takes consumers of workers that are connected to others.
-const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(10);
+/// How often a broker of several servers says so: one that dies takes consumers of workers that are connected to others,
+/// which have to miss them within the ten seconds that the servers left may take to choose new leaders.
+const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(4);
 /// Idle heartbeats in halves that may be missed before the consumer counts as lost: a whole one lost,
 /// and half of the next late.
 const SILENT_HALVES: u32 = 5;

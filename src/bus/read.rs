@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::Message;
-use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::consumer::{Consumer, DeliverPolicy};
+use async_nats::jetstream::stream::{
+    LastRawMessageError, LastRawMessageErrorKind, RawMessageErrorKind, Stream,
+};
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
@@ -13,6 +15,18 @@ use super::Bus;
 
 /// Longest wait for the next message while more are known to come.
 const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the broker may take with each try to make a consumer. In a cluster it may choose a server that has died for
+/// it, which it knows after minutes only (`orphMax` of nats-server's events.go), and nobody answers then; the next try
+/// may meet another. The last is for a broker that has much to do.
+const TRIES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// How long a request for messages stays open. The broker's silence is noticed by it: the client makes its consumer anew
+/// when it heard nothing for twice as long.
+const REQUEST_EXPIRES: Duration = Duration::from_secs(4);
 /// Silence after which it is looked whether what was to come is still there.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -45,7 +59,10 @@ pub struct Reading {
     /// The messages; they go on with what is stored later.
     pub messages: Ordered,
     /// Messages that were there when reading began and have not been read.
-    pub left: u64,
+    left: u64,
+    /// The last message that was there by the word of the stream's leader. A consumer may be on a server that has yet to
+    /// catch up with it, and then gets the rest as its server does.
+    last: u64,
 }
 
 impl Bus {
@@ -69,15 +86,14 @@ impl Bus {
             DeliverPolicy::ByStartSequence { start_sequence } => start_sequence.saturating_sub(1),
             _ => 0,
         };
+        let last = last(&handle, &filter).await.map_err(|e| failed(&e))?;
         let config = OrderedConfig {
             filter_subject: filter.clone(),
             deliver_policy: from,
+            max_expires: REQUEST_EXPIRES,
             ..Default::default()
         };
-        let consumer = handle
-            .create_consumer(config)
-            .await
-            .map_err(|e| failed(&e))?;
+        let consumer = ordered(&handle, &config).await.map_err(|e| failed(&e))?;
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| failed(&e))?;
         Ok(Reading {
@@ -87,6 +103,7 @@ impl Bus {
             seen,
             messages,
             left,
+            last,
         })
     }
 
@@ -110,12 +127,32 @@ impl Bus {
 }
 
 impl Reading {
+    /// The next message, whenever it is stored; nothing is lost when the wait is given up.
+    pub async fn next(&mut self) -> Option<Result<Message, ReadError>> {
+        let message = match self.messages.next().await? {
+            Ok(message) => message,
+            Err(error) => return Some(Err(ReadError::new(&self.name, error))),
+        };
+        if let Ok(info) = message.info() {
+            self.seen = info.stream_sequence;
+        }
+        Some(Ok(message))
+    }
+
+    /// Whether a message is stored that has not come; not when the broker does not say.
+    pub async fn is_behind(&mut self) -> bool {
+        let next = self
+            .stream
+            .get_first_raw_message_by_subject(&self.filter, self.seen + 1);
+        next.await.is_ok()
+    }
+
     /// The next message that was stored when reading began; `None` after the last.
     ///
     /// # Errors
     /// The broker does not answer.
     pub async fn next_stored(&mut self) -> Result<Option<Message>, ReadError> {
-        if self.left == 0 {
+        if self.left == 0 && self.seen >= self.last {
             return Ok(None);
         }
         let deadline = Instant::now() + NEXT_MESSAGE_TIMEOUT;
@@ -125,7 +162,7 @@ impl Reading {
                 Ok(Some(Err(error))) => return Err(ReadError::new(&self.name, error)),
                 Ok(None) => return Err(ReadError::new(&self.name, "the consumer ended")),
                 Err(_) if is_empty(&self.stream, &self.filter, self.seen + 1).await => {
-                    self.left = 0;
+                    (self.left, self.last) = (0, 0);
                     return Ok(None);
                 }
                 Err(_) if Instant::now() >= deadline => {
@@ -141,6 +178,28 @@ impl Reading {
         };
         Ok(Some(message))
     }
+}
+
+/// The sequence of the last message under a filter, 0 if there is none, by the stream's leader.
+async fn last(stream: &Stream<()>, filter: &str) -> Result<u64, LastRawMessageError> {
+    match stream.get_last_raw_message_by_subject(filter).await {
+        Ok(message) => Ok(message.sequence),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+async fn ordered(
+    stream: &Stream<()>,
+    config: &OrderedConfig,
+) -> Result<Consumer<OrderedConfig>, String> {
+    for limit in TRIES {
+        let made = tokio::time::timeout(limit, stream.create_consumer(config.clone()));
+        if let Ok(made) = made.await {
+            return made.map_err(|error| error.to_string());
+        }
+    }
+    Err("nobody made a consumer".to_owned())
 }
 
 /// Whether a stream holds nothing under the filter from this sequence on. What was to come and has been purged is

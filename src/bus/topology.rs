@@ -245,6 +245,9 @@ async fn ensure_stream(
             Ok(_) => Ok(()),
             Err(error) => Err(match error.kind() {
                 CreateStreamErrorKind::TimedOut => unanswered(&name, &error),
+                CreateStreamErrorKind::JetStream(inner) if has_no_leader(&inner) => {
+                    unanswered(&name, &error)
+                }
                 _ => refused("the creation", name, &error),
             }),
         };
@@ -309,6 +312,9 @@ async fn find(jetstream: &jetstream::Context, name: &str) -> Result<Option<Confi
             {
                 Err(TopologyError::NoJetStream)
             }
+            GetStreamErrorKind::JetStream(inner) if has_no_leader(&inner) => {
+                Err(unanswered(name, &error))
+            }
             GetStreamErrorKind::JetStream(inner) => Err(TopologyError::Refused {
                 what: "a look",
                 stream: name.to_owned(),
@@ -318,6 +324,11 @@ async fn find(jetstream: &jetstream::Context, name: &str) -> Result<Option<Confi
             _ => Err(unanswered(name, &error)),
         },
     }
+}
+
+/// A cluster that starts, or lost its leader, refuses until it has one.
+fn has_no_leader(error: &jetstream::Error) -> bool {
+    error.error_code() == jetstream::ErrorCode::CLUSTER_NOT_AVAILABLE
 }
 
 /// A broker without JetStream has nobody who answers its API.

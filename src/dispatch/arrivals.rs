@@ -51,6 +51,10 @@ pub(super) enum Arrival {
     Broken(String),
 }
 
+/// Silence after which it is looked whether events are stored that do not come: the consumer went with its server of a
+/// cluster then, and the client would take its time to find that out.
+const SILENCE: Duration = Duration::from_secs(1);
+
 type Queue = mpsc::Sender<Arrival>;
 
 /// Starts to listen to everything. The tasks end when the set is dropped.
@@ -112,8 +116,19 @@ pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Mess
 }
 
 async fn take_events(mut events: Reading, queue: Queue) {
+    let mut was_behind = false;
     loop {
-        match events.messages.next().await {
+        let Ok(next) = tokio::time::timeout(SILENCE, events.next()).await else {
+            let is_behind = events.is_behind().await;
+            if was_behind && is_behind {
+                let silence = "events are stored and do not come; their consumer is gone";
+                return broken(&queue, silence.to_owned()).await;
+            }
+            was_behind = is_behind;
+            continue;
+        };
+        was_behind = false;
+        match next {
             Some(Ok(message)) => {
                 let Some(input) = task_event(&message) else {
                     continue;

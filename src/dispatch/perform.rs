@@ -48,7 +48,7 @@ pub(super) struct PerformError {
 }
 
 impl PerformError {
-    fn new(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+    pub(super) fn new(what: impl Into<String>, reason: impl std::fmt::Display) -> Self {
         Self {
             what: what.into(),
             reason: reason.to_string(),
@@ -100,7 +100,7 @@ impl Performer {
         let tasks = bus.jetstream.get_stream_no_info(&name).await;
         let tasks = tasks.map_err(|error| PerformError::new(format!("stream {name}"), error))?;
         let source = format!("/{}/dispatcher", bus.subjects.prefix());
-        let welcomer = Welcomer::new(bus.clone(), tasks.clone());
+        let welcomer = Welcomer::new(bus.clone(), tasks.clone()).await?;
         Ok(Self {
             bus,
             tasks,

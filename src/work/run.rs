@@ -349,11 +349,15 @@ impl Shell {
             stored_at: delivery.stored_at,
         });
         match read {
-            Ok(task) => Input::Delivered {
-                token,
-                task: Arc::new(task),
-                deliveries: delivery.deliveries,
-            },
+            Ok(mut task) => {
+                let expires_at = task.expires_at;
+                task.expires_at = expires_at.map(|at| self.clock.when_wall_shows(at));
+                Input::Delivered {
+                    token,
+                    task: Arc::new(task),
+                    deliveries: delivery.deliveries,
+                }
+            }
             Err(error) => Input::Undecodable {
                 token,
                 subject: delivery.subject.to_string(),

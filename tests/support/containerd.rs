@@ -62,6 +62,7 @@ pub struct Containerd {
     version: ContainerdVersion,
     dir: TempDir,
     tuning: Tuning,
+    network: Option<String>,
 }
 
 /// How a containerd is set up for pulls.
@@ -110,18 +111,28 @@ impl Containerd {
             rustix::process::geteuid().is_root(),
             "containerd needs root: run these tests as root"
         );
-        Self::start_in(parts::temp_dir(), version, tuning, "").await
+        Self::start_in(parts::temp_dir(), version, tuning, "", None).await
     }
 
     /// Starts one with more in its configuration: whole tables, in TOML.
     #[allow(dead_code, reason = "only the tests of pulls need another set-up")]
     pub async fn start_with_config(version: ContainerdVersion, tables: &str) -> Self {
-        Self::start_in(parts::temp_dir(), version, Tuning::None, tables).await
+        Self::start_in(parts::temp_dir(), version, Tuning::None, tables, None).await
     }
 
     /// Starts one whose `root` is a file system of its own, of so many MiB.
     #[allow(dead_code, reason = "only the tests of pulls fill disks")]
     pub async fn start_on_small_disk(version: ContainerdVersion, mebibytes: u32) -> Self {
+        Self::start_in_network(version, mebibytes, None).await
+    }
+
+    /// The same in a network namespace with a name, ip-netns(8).
+    #[allow(dead_code, reason = "only chaos has networks")]
+    pub async fn start_in_network(
+        version: ContainerdVersion,
+        mebibytes: u32,
+        network: Option<String>,
+    ) -> Self {
         let dir = parts::temp_dir();
         let root = dir.path().join("root");
         std::fs::create_dir(&root).expect("a folder for the disk");
@@ -134,7 +145,7 @@ impl Containerd {
             mounted.is_ok_and(|status| status.success()),
             "cannot mount a tmpfs: this needs root"
         );
-        Self::start_in(dir, version, Tuning::None, "").await
+        Self::start_in(dir, version, Tuning::None, "", network).await
     }
 
     async fn start_in(
@@ -142,16 +153,19 @@ impl Containerd {
         version: ContainerdVersion,
         tuning: Tuning,
         more: &str,
+        network: Option<String>,
     ) -> Self {
         std::fs::create_dir(dir.path().join("certs.d")).expect("a folder for hosts.toml files");
         let config = config(version, dir.path(), tuning) + more;
         std::fs::write(dir.path().join("config.toml"), config).expect("containerd's configuration");
-        let process = run(version, dir.path(), tuning).await;
+        let mut process = spawn(version, dir.path(), tuning, network.as_deref());
+        answers(&mut process, version, dir.path()).await;
         Self {
             process,
             version,
             dir,
             tuning,
+            network,
         }
     }
 
@@ -252,7 +266,14 @@ impl Containerd {
         if self.process.ended().is_none() {
             self.process.stop().await;
         }
-        self.process = run(self.version, self.dir.path(), self.tuning).await;
+        self.start_again();
+        answers(&mut self.process, self.version, self.dir.path()).await;
+    }
+
+    /// Starts it again, without waiting until it answers.
+    pub fn start_again(&mut self) {
+        let network = self.network.as_deref();
+        self.process = spawn(self.version, self.dir.path(), self.tuning, network);
     }
 
     /// The process: its log, its id, signals.
@@ -273,8 +294,19 @@ fn socket(dir: &Path) -> PathBuf {
     dir.join("run/containerd.sock")
 }
 
-async fn run(version: ContainerdVersion, dir: &Path, tuning: Tuning) -> Process {
-    let mut command = Command::new(parts::program(version.part(), "containerd"));
+fn spawn(version: ContainerdVersion, dir: &Path, tuning: Tuning, network: Option<&str>) -> Process {
+    let program = parts::program(version.part(), "containerd");
+    let mut command = match network {
+        None => Command::new(program),
+        Some(network) => {
+            let mut command = Command::new("nsenter");
+            command
+                .arg(format!("--net=/run/netns/{network}"))
+                .arg("--")
+                .arg(program);
+            command
+        }
+    };
     command.arg("--config").arg(dir.join("config.toml"));
     if let Some(inflater) = tuning.inflater(version) {
         let program = parts::program(inflater, inflater);
@@ -283,8 +315,12 @@ async fn run(version: ContainerdVersion, dir: &Path, tuning: Tuning) -> Process 
         let path = std::iter::once(first.to_owned()).chain(std::env::split_paths(&path));
         command.env("PATH", std::env::join_paths(path).expect("PATH"));
     }
+    Process::spawn(version.part(), &mut command, &dir.join("log"), dir)
+}
+
+/// Waits until its CRI plugin answers.
+async fn answers(process: &mut Process, version: ContainerdVersion, dir: &Path) {
     let name = version.part();
-    let mut process = Process::spawn(name, &mut command, &dir.join("log"), dir);
     eventually(
         &format!("the CRI plugin of {name}"),
         START_LIMIT,
@@ -307,7 +343,6 @@ async fn run(version: ContainerdVersion, dir: &Path, tuning: Tuning) -> Process 
         },
     )
     .await;
-    process
 }
 
 /// The configuration: version 2 of the format for 1.x, version 3 for 2.x (`containerd config default` of each).

@@ -25,6 +25,7 @@ pub mod gate;
 pub mod images;
 pub mod kubernetes;
 pub mod nats;
+pub mod nats_cluster;
 pub mod operator;
 pub mod parts;
 pub mod prewarm;

@@ -41,6 +41,12 @@ impl Clock {
         steady
     }
 
+    /// What this clock will show when the wall clock shows `at`. They differ once the wall clock was set back: what others
+    /// fixed by the true time must not come too early for that.
+    pub(super) fn when_wall_shows(&mut self, at: Timestamp) -> Timestamp {
+        self.now().after(at.since(wall()))
+    }
+
     /// Sleeps until then; for ever without a time.
     pub(super) fn sleep_until(
         &mut self,
@@ -68,6 +74,21 @@ mod tests {
             clock.sleep_until(Some(at)).await;
             assert!(clock.now() >= at);
         }
+    }
+
+    #[test]
+    fn what_is_fixed_by_the_wall_clock_does_not_come_earlier_after_a_step_back() {
+        let mut clock = Clock::new();
+        // As after a step back by an hour.
+        clock.wall = wall().after(Duration::from_secs(3_600));
+        let deadline = wall().after(Duration::from_secs(60));
+        let left = clock.when_wall_shows(deadline).since(clock.now());
+        assert!(
+            left > Duration::from_secs(59) && left <= Duration::from_secs(60),
+            "{left:?}"
+        );
+        let passed = clock.when_wall_shows(Timestamp::EPOCH);
+        assert!(passed <= clock.now(), "what has passed stays so");
     }
 
     #[test]

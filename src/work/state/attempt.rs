@@ -17,7 +17,7 @@ use crate::work::state::kept::KEEP_AFTER;
 const FIRST_STORE_DELAY: Duration = Duration::from_millis(500);
 /// Longest delay between two times the broker is asked to keep an event. It is asked for as long as it
 /// takes: a result is never given up.
-pub const MAX_STORE_DELAY: Duration = Duration::from_secs(10);
+pub const MAX_STORE_DELAY: Duration = Duration::from_secs(2);
 /// Longest failure message in an event, in bytes: a registry may answer with a page.
 pub const MAX_FAILURE_MESSAGE_BYTES: usize = 2_000;
 

@@ -1,0 +1,283 @@
+//! A cell on a cluster, and what its events say.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use prewarm::bus::Bus;
+use prewarm::domain::time::Timestamp;
+use prewarm::wire::event::{
+    Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind, PullState, TaskEvent,
+};
+use prewarm::wire::record::{JobRecord, NodePresence, NodeRecord};
+use prewarm::wire::subject::{JobVerb, Subjects};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::support::prewarm::{Role, prewarm};
+use crate::support::wait::eventually;
+
+/// How long anything may take that is not waiting for a time of ours to pass.
+pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+
+/// A client of the cell, for the test's own use.
+pub(crate) struct Fleet {
+    pub(crate) bus: Bus,
+    urls: String,
+    replicas: usize,
+}
+
+/// Every event of a job's pulls, in the order in which the broker stored them.
+pub(crate) type Told = Vec<Event<TaskEvent>>;
+
+impl Fleet {
+    pub(crate) fn new(client: async_nats::Client, urls: String, replicas: usize) -> Self {
+        Self {
+            bus: Bus::new(client, Subjects::default()),
+            urls,
+            replicas,
+        }
+    }
+
+    pub(crate) fn dispatcher(&self, name: &str) -> Role {
+        let replicas = self.replicas.to_string();
+        prewarm([
+            "dispatcher",
+            "--metrics-listen",
+            "off",
+            "--replicas",
+            &replicas,
+        ])
+        .env("PREWARM_NATS_URL", &self.urls)
+        .env("PREWARM_LOG", "info,prewarm=debug")
+        .spawn(name)
+    }
+
+    /// Simulated nodes `PREFIX-00001` and on.
+    pub(crate) fn nodes(&self, prefix: &str, nodes: u32, latency: &str) -> Role {
+        let nodes = nodes.to_string();
+        prewarm([
+            "simulate",
+            "--nodes",
+            &nodes,
+            "--node-prefix",
+            prefix,
+            "-o",
+            "json",
+        ])
+        .env("PREWARM_NATS_URL", &self.urls)
+        .env("PREWARM_LOG", "warn")
+        .env("PREWARM_SIMULATED_LATENCY", latency)
+        .spawn(&format!("the nodes {prefix}"))
+    }
+
+    /// Waits until so many nodes are there.
+    pub(crate) async fn present(&self, nodes: usize) {
+        let what = format!("{nodes} nodes to be present");
+        eventually(&what, LIMIT, async || {
+            let records: Vec<NodeRecord> = self.bucket(&self.bus.subjects.nodes_bucket()).await?;
+            let present = records
+                .iter()
+                .filter(|node| node.presence == NodePresence::Present);
+            let present = present.count();
+            if present == nodes {
+                Ok(())
+            } else {
+                Err(format!("{present} are"))
+            }
+        })
+        .await;
+    }
+
+    pub(crate) async fn submit(&self, name: &str, spec: Value) {
+        let manifest = json!({
+            "apiVersion": "prewarm.dev/v1", "kind": "PrewarmJob", "metadata": {"name": name}, "spec": spec,
+        });
+        let subject = self.bus.subjects.job(JobVerb::Submit);
+        eventually("the broker to take a job", LIMIT, async || {
+            let sent = self
+                .bus
+                .jetstream
+                .publish(subject.clone(), manifest.to_string().into());
+            let sent = sent.await.map_err(|error| error.to_string())?;
+            sent.await.map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// Waits until a job's record says something.
+    pub(crate) async fn job(
+        &self,
+        name: &str,
+        what: &str,
+        is: impl Fn(&JobRecord) -> bool,
+    ) -> JobRecord {
+        eventually(&format!("job {name} {what}"), LIMIT, async || {
+            let records: Vec<JobRecord> = self.bucket(&self.bus.subjects.jobs_bucket()).await?;
+            let found = records
+                .into_iter()
+                .find(|job| job.metadata.name.as_str() == name);
+            match found {
+                Some(record) if is(&record) => Ok(record),
+                other => Err(format!("{:?}", other.map(|record| record.status))),
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn ended(&self, name: &str) -> JobRecord {
+        self.job(name, "to end", |job| job.status.outcome.is_some())
+            .await
+    }
+
+    async fn bucket<T: DeserializeOwned>(&self, bucket: &str) -> Result<Vec<T>, String> {
+        let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.>"));
+        self.read(&stream, filter, DeliverPolicy::LastPerSubject)
+            .await
+    }
+
+    /// Everything that was told of a job's pulls.
+    pub(crate) async fn told(&self, job: &str) -> Told {
+        let name = job.parse().unwrap();
+        self.events(self.bus.subjects.task_events(Some(&name)))
+            .await
+    }
+
+    /// What was told of a job itself, by kind.
+    pub(crate) async fn told_of_job(&self, job: &str, kind: JobEventKind) -> Vec<Event<JobEvent>> {
+        let name = job.parse().unwrap();
+        self.events(self.bus.subjects.job_event(Some(&name), kind.token()))
+            .await
+    }
+
+    /// What was told of all nodes, by kind.
+    pub(crate) async fn told_of_nodes(&self, kind: NodeEventKind) -> Vec<Event<NodeEvent>> {
+        let subject = self
+            .bus
+            .subjects
+            .node_event(&"node".parse().unwrap(), kind.token());
+        self.events(subject.replace(".node.node.", ".node.*."))
+            .await
+    }
+
+    async fn events<T: DeserializeOwned>(&self, filter: String) -> Vec<T> {
+        let stream = self.bus.subjects.events_stream();
+        eventually("the events to be read", LIMIT, async || {
+            self.read(&stream, filter.clone(), DeliverPolicy::All).await
+        })
+        .await
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        stream: &str,
+        filter: String,
+        from: DeliverPolicy,
+    ) -> Result<Vec<T>, String> {
+        let mut read = Vec::new();
+        let reading = self.bus.read_all(stream, filter, from, |message| {
+            if !message.payload.is_empty() {
+                read.push(serde_json::from_slice(&message.payload).unwrap());
+            }
+        });
+        reading.await.map_err(|error| error.to_string())?;
+        Ok(read)
+    }
+}
+
+/// Names of so many images, with digests: nobody has to ask a registry that is not there what they are.
+pub(crate) fn images(count: usize) -> Vec<String> {
+    let image = |number: usize| format!("r.invalid/image@sha256:{number:064x}");
+    (1..=count).map(image).collect()
+}
+
+/// Checks that every one of `pulls` pulls was begun once and succeeded once, and by a download.
+pub(crate) fn each_pulled_once(told: &Told, pulls: usize) {
+    let mut seen: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    let mut ids: Vec<&str> = Vec::new();
+    for event in told {
+        // A copy of a fact that was told before has its id.
+        if ids.contains(&event.id.as_str()) {
+            continue;
+        }
+        ids.push(&event.id);
+        let data = &event.data;
+        let present = data
+            .result
+            .as_ref()
+            .is_some_and(|result| result.already_present);
+        let what = format!(
+            "{}{}",
+            data.state.as_str(),
+            if present { " present" } else { "" }
+        );
+        let key = (data.node.to_string(), data.image.to_string());
+        seen.entry(key).or_default().push(what);
+    }
+    assert_eq!(seen.len(), pulls, "pulls that were told of");
+    for (pull, states) in seen {
+        // That an attempt began may get lost with the broker that is told; how it ended may not.
+        let once = [["started", "succeeded"].as_slice(), &["succeeded"]];
+        assert!(
+            once.contains(
+                &states
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .as_slice()
+            ),
+            "{pull:?}: {states:?}"
+        );
+    }
+}
+
+/// Ends simulated nodes and checks that they began as many attempts as there were pulls, and each downloaded its image.
+pub(crate) async fn began_once(mut nodes: Role, pulls: usize) {
+    nodes.terminate().await;
+    let log = nodes.log();
+    // They are the only document over several lines; what is nested in it is indented.
+    let begin = log.find("\n{\n").expect("the figures of the simulation");
+    let mut figures = serde_json::Deserializer::from_str(&log[begin..]).into_iter::<Value>();
+    let figures = figures.next().expect("figures").expect("figures as JSON");
+    let figure = |name: &str| {
+        figures[name]
+            .as_u64()
+            .map(|number| usize::try_from(number).unwrap())
+    };
+    assert_eq!(figure("started"), Some(pulls), "{figures}");
+    assert_eq!(figure("succeeded"), Some(pulls), "{figures}");
+    assert_eq!(figure("alreadyPresent"), Some(0), "{figures}");
+}
+
+/// Checks that so many pulls ended, and none of them in two ways.
+pub(crate) fn ended_once(told: &Told, pulls: usize) {
+    let mut ends: BTreeMap<(String, String), PullState> = BTreeMap::new();
+    for event in told.iter().filter(|event| event.data.state.is_terminal()) {
+        let data = &event.data;
+        let key = (data.node.to_string(), data.image.to_string());
+        let first = ends.entry(key).or_insert(data.state);
+        assert_eq!(*first, data.state, "{data:?} had another end before");
+    }
+    assert_eq!(ends.len(), pulls, "pulls that ended");
+}
+
+/// When each node ended its first pull after a moment. That one began may get lost, that it ended may not.
+pub(crate) fn first_ends(told: &Told, after: Timestamp) -> BTreeMap<String, Duration> {
+    let mut first = BTreeMap::new();
+    let ended = told
+        .iter()
+        .filter(|event| event.data.state.is_terminal() && event.time > after);
+    for event in ended {
+        let waited = event.time.since(after);
+        let node = event.data.node.to_string();
+        let least = first.entry(node).or_insert(waited);
+        *least = waited.min(*least);
+    }
+    first
+}
+
+/// This moment, as events tell time.
+pub(crate) fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Timestamp::EPOCH.after(since.unwrap())
+}
