@@ -3,6 +3,7 @@
 //! Nothing here decides anything about jobs or pulls; it carries what the rooms above decided.
 
 pub mod connect;
+pub mod leaders;
 mod login;
 pub mod pull;
 pub mod read;

@@ -9,19 +9,22 @@ use async_nats::jetstream::stream::{
     LastRawMessageError, LastRawMessageErrorKind, RawMessageErrorKind, Stream,
 };
 use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::Bus;
 
 /// Longest wait for the next message while more are known to come.
 const NEXT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the broker may take with each try to make a consumer. In a cluster it may choose a server that has died for
-/// it, which it knows after minutes only (`orphMax` of nats-server's events.go), and nobody answers then; the next try
-/// may meet another. The last is for a broker that has much to do.
-const TRIES: [Duration; 4] = [
-    Duration::from_secs(1),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
+/// How long the broker may take to make a consumer before it is asked for one more, of which the first that is made is
+/// taken. In a cluster it may choose a server that has died for one, which it knows after minutes only (`orphMax` of
+/// nats-server's events.go), and nobody answers then; the next may be on another. The last wait is for a broker that has
+/// much to do.
+const TRIES: [Duration; 5] = [
+    Duration::from_millis(400),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1_600),
     Duration::from_secs(5),
 ];
 /// How long a request for messages stays open. The broker's silence is noticed by it: the client makes its consumer anew
@@ -29,6 +32,8 @@ const TRIES: [Duration; 4] = [
 const REQUEST_EXPIRES: Duration = Duration::from_secs(4);
 /// Silence after which it is looked whether what was to come is still there.
 const SILENCE: Duration = Duration::from_millis(500);
+/// Silences after which another consumer is asked for what has to come: the server of the one before may have died.
+const SILENCES: u32 = 4;
 
 /// Reading from the broker failed. Trying again, from the start, may help.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +62,7 @@ pub struct Reading {
     /// The sequence before the first message that may come next.
     seen: u64,
     /// The messages; they go on with what is stored later.
-    pub messages: Ordered,
+    messages: Ordered,
     /// Messages that were there when reading began and have not been read.
     left: u64,
     /// The last message that was there by the word of the stream's leader. A consumer may be on a server that has yet to
@@ -87,15 +92,8 @@ impl Bus {
             _ => 0,
         };
         let last = last(&handle, &filter).await.map_err(|e| failed(&e))?;
-        let config = OrderedConfig {
-            filter_subject: filter.clone(),
-            deliver_policy: from,
-            max_expires: REQUEST_EXPIRES,
-            ..Default::default()
-        };
-        let consumer = ordered(&handle, &config).await.map_err(|e| failed(&e))?;
-        let left = consumer.cached_info().num_pending;
-        let messages = consumer.messages().await.map_err(|e| failed(&e))?;
+        let opened = open(&handle, filter.clone(), from).await;
+        let (messages, left) = opened.map_err(|e| failed(&e))?;
         Ok(Reading {
             name: stream.to_owned(),
             stream: handle,
@@ -139,6 +137,18 @@ impl Reading {
         Some(Ok(message))
     }
 
+    /// Reads on after the last message that came, by another consumer.
+    ///
+    /// # Errors
+    /// As [`Bus::read`].
+    pub async fn again(&mut self) -> Result<(), ReadError> {
+        let start_sequence = self.seen + 1;
+        let from = DeliverPolicy::ByStartSequence { start_sequence };
+        let opened = open(&self.stream, self.filter.clone(), from).await;
+        (self.messages, self.left) = opened.map_err(|error| ReadError::new(&self.name, error))?;
+        Ok(())
+    }
+
     /// Whether a message is stored that has not come; not when the broker does not say.
     pub async fn is_behind(&mut self) -> bool {
         let next = self
@@ -156,6 +166,7 @@ impl Reading {
             return Ok(None);
         }
         let deadline = Instant::now() + NEXT_MESSAGE_TIMEOUT;
+        let mut silences = 0;
         let message = loop {
             match tokio::time::timeout(SILENCE, self.messages.next()).await {
                 Ok(Some(Ok(message))) => break message,
@@ -168,7 +179,11 @@ impl Reading {
                 Err(_) if Instant::now() >= deadline => {
                     return Err(ReadError::new(&self.name, "no message came in time"));
                 }
-                Err(_) => {}
+                Err(_) => silences += 1,
+            }
+            if silences == SILENCES {
+                silences = 0;
+                self.again().await?;
             }
         };
         // Not a mere count: messages may be purged while they are read.
@@ -189,17 +204,36 @@ async fn last(stream: &Stream<()>, filter: &str) -> Result<u64, LastRawMessageEr
     }
 }
 
+/// The messages from there on, and how many of them are stored.
+async fn open(
+    stream: &Stream<()>,
+    filter_subject: String,
+    deliver_policy: DeliverPolicy,
+) -> Result<(Ordered, u64), String> {
+    let config = OrderedConfig {
+        filter_subject,
+        deliver_policy,
+        max_expires: REQUEST_EXPIRES,
+        ..Default::default()
+    };
+    let consumer = ordered(stream, &config).await?;
+    let left = consumer.cached_info().num_pending;
+    let messages = consumer.messages().await;
+    Ok((messages.map_err(|error| error.to_string())?, left))
+}
+
 async fn ordered(
     stream: &Stream<()>,
     config: &OrderedConfig,
 ) -> Result<Consumer<OrderedConfig>, String> {
+    let mut tries = FuturesUnordered::new();
     for limit in TRIES {
-        let made = tokio::time::timeout(limit, stream.create_consumer(config.clone()));
-        if let Ok(made) = made.await {
+        tries.push(stream.create_consumer(config.clone()));
+        if let Ok(Some(made)) = tokio::time::timeout(limit, tries.next()).await {
             return made.map_err(|error| error.to_string());
         }
     }
-    Err("nobody made a consumer".to_owned())
+    Err("no server made a consumer".to_owned())
 }
 
 /// Whether a stream holds nothing under the filter from this sequence on. What was to come and has been purged is

@@ -54,6 +54,8 @@ pub(super) enum Arrival {
 /// Silence after which it is looked whether events are stored that do not come: the consumer went with its server of a
 /// cluster then, and the client would take its time to find that out.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How often the broker says that nothing was asked for. When it misses two, the consumer is gone.
+const IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
 
 type Queue = mpsc::Sender<Arrival>;
 
@@ -112,7 +114,8 @@ pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Mess
         .create_consumer(config)
         .await
         .map_err(|e| failed(&e))?;
-    consumer.messages().await.map_err(|e| failed(&e))
+    let messages = consumer.stream().heartbeat(IDLE_HEARTBEAT);
+    messages.messages().await.map_err(|e| failed(&e))
 }
 
 async fn take_events(mut events: Reading, queue: Queue) {
@@ -121,10 +124,12 @@ async fn take_events(mut events: Reading, queue: Queue) {
         let Ok(next) = tokio::time::timeout(SILENCE, events.next()).await else {
             let is_behind = events.is_behind().await;
             if was_behind && is_behind {
-                let silence = "events are stored and do not come; their consumer is gone";
-                return broken(&queue, silence.to_owned()).await;
+                tracing::warn!("events are stored and do not come; reading on by another consumer");
+                if let Err(error) = events.again().await {
+                    return broken(&queue, error.to_string()).await;
+                }
             }
-            was_behind = is_behind;
+            was_behind = is_behind && !was_behind;
             continue;
         };
         was_behind = false;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +20,7 @@ use super::pushing;
 use super::resolve::Resolver;
 use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
+use crate::bus::leaders::Leaders;
 use crate::domain::time::Timestamp;
 
 /// How long the broker may take to confirm an effect. A stream that is busy with ten thousand consumers keeps its
@@ -95,6 +98,8 @@ struct Leader {
     client: async_nats::Client,
     /// How often the client had connected when the cell was read back.
     connects: u64,
+    /// Ends when a stream has got another leader than it had then.
+    moved: BoxFuture<'static, String>,
     /// Ends the listeners with the leadership.
     _sources: tokio::task::JoinSet<()>,
 }
@@ -110,6 +115,7 @@ impl Leader {
         let client = bus.client.clone();
         let connects = connects(&client);
         let since = clock.now();
+        let leaders = leaders(&bus).await;
         let loaded = load(&bus, settings, since).await.map_err(ended)?;
         let Loaded {
             state,
@@ -149,6 +155,7 @@ impl Leader {
             audit_every,
             client,
             connects,
+            moved: leaders.changed().boxed(),
             _sources: sources,
         };
         let begun = [Input::Stalled { since }, Input::Lead];
@@ -178,6 +185,7 @@ impl Leader {
                     self.take(batch.drain(..)).await?;
                 }
                 () = &mut lost => return Err(ended(LOST)),
+                stream = &mut self.moved => return Err(moved(&stream)),
                 _ = count.tick() => self.observer.saw(Seen::Census(&self.state.census())),
                 _ = audits.tick() => {
                     if let Some(as_of) = self.state.has_out() {
@@ -216,6 +224,7 @@ impl Leader {
             let known = tokio::select! {
                 known = self.performer.perform(std::mem::take(&mut effects)) => known,
                 () = connection_lost(self.client.clone(), self.connects) => return Err(ended(LOST)),
+                stream = &mut self.moved => return Err(moved(&stream)),
             };
             for input in known.map_err(ended)? {
                 // Counted when the broker has it: what an ended leadership had sent, the next one releases again or finds.
@@ -261,6 +270,24 @@ impl Leader {
             Arrival::Broken(reason) => Err(Ended(reason)),
         }
     }
+}
+
+/// Of the streams that a dispatcher writes to, and the requests. Whether what was on its way to a leader that died was
+/// stored is not known, and its silence would be waited for.
+async fn leaders(bus: &Bus) -> Leaders {
+    let subjects = &bus.subjects;
+    let buckets = [subjects.jobs_bucket(), subjects.nodes_bucket()];
+    let streams = [
+        subjects.jobs_stream(),
+        subjects.tasks_stream(),
+        subjects.events_stream(),
+    ];
+    let buckets = buckets.map(|bucket| format!("KV_{bucket}"));
+    Leaders::now(bus, streams.into_iter().chain(buckets)).await
+}
+
+fn moved(stream: &str) -> Ended {
+    ended(format!("stream {stream} has got another leader"))
 }
 
 const LOST: &str = "the connection to the broker was lost meanwhile";

@@ -97,7 +97,7 @@ impl Pusher {
         loop {
             let done = tokio::select! {
                 biased;
-                rule = self.rules.messages.next() => match rule {
+                rule = self.rules.next() => match rule {
                     Some(Ok(message)) => self.rule(&message).await,
                     Some(Err(error)) => Err(format!("the push rules ended: {error}")),
                     None => Err("the push rules ended".to_owned()),

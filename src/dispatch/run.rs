@@ -29,7 +29,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Time between two looks for lost tasks.
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// Longest such pause.
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const LONGEST_RETRY: Duration = Duration::from_secs(2);
 
 /// What an operator sets of a dispatcher.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use crate::domain::time::Timestamp;
 pub const REGISTER_EVERY: Duration = Duration::from_secs(300);
 /// Longest delay between two tries to register. A worker whose consumer's server died has to be at work again soon after
 /// those that are left have chosen new leaders, which takes them up to ten seconds.
-pub const MAX_REGISTER_DELAY: Duration = Duration::from_secs(3);
+pub const MAX_REGISTER_DELAY: Duration = Duration::from_secs(2);
 /// First delay after a try that failed, or a consumer that was lost soon after it was made.
 const FIRST_REGISTER_DELAY: Duration = Duration::from_millis(250);
 /// A consumer that lived this long was no failure: when it is lost, a new one is asked for at once.

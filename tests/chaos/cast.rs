@@ -124,6 +124,14 @@ impl Member {
         }
     }
 
+    /// Resident memory, in KiB; `None` if it does not run.
+    pub(crate) fn resident(&mut self) -> Option<u64> {
+        let pid = self.process()?.pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().split(' ').next()?.parse().ok()
+    }
+
     /// Whether no fault has hold of it.
     pub(crate) fn is_well(&self) -> bool {
         self.down_until.is_none() && self.stopped_until.is_none()

@@ -32,7 +32,7 @@ pub(crate) struct Known {
     pub(crate) standing: bool,
     /// The most that its parallelism may have been; `None` if it was no plain number.
     pub(crate) parallelism: Option<u32>,
-    spec: Value,
+    body: Value,
 }
 
 /// Every job that was ever asked for.
@@ -118,6 +118,9 @@ impl Jobs {
     fn submit(&mut self, rng: &mut StdRng) -> Ask {
         self.number += 1;
         let job = format!("job-{}", self.number);
+        if rng.random_bool(0.2) {
+            return self.submit_kruise(rng, job);
+        }
         let mut spec = json!({
             "images": self.some_images(rng),
             "parallelism": rng.random_range(1..=6),
@@ -167,15 +170,39 @@ impl Jobs {
         manifest(&job, spec)
     }
 
+    fn submit_kruise(&mut self, rng: &mut StdRng, job: String) -> Ask {
+        let mut images = self.some_images(rng);
+        let mut spec = json!({
+            "parallelism": rng.random_range(1..=6),
+            "pullPolicy": {"timeoutSeconds": 30, "backoffLimit": 3},
+            "completionPolicy": {"type": "Always", "activeDeadlineSeconds": 90},
+        });
+        let kind = if rng.random_bool(0.5) {
+            spec["image"] = images.swap_remove(0).into();
+            "ImagePullJob"
+        } else {
+            spec["images"] = images.into();
+            "ImageListPullJob"
+        };
+        self.count(kind);
+        ask(&job, "apps.kruise.io/v1beta1", kind, spec)
+    }
+
     fn edit(&mut self, rng: &mut StdRng, job: String) -> Ask {
-        let mut spec = self.known[&job].spec.clone();
+        let mut body = self.known[&job].body.clone();
+        let is_native = body["kind"] == "PrewarmJob";
+        let spec = &mut body["spec"];
         match rng.random_range(0..3) {
-            0 => spec["parallelism"] = rng.random_range(1..=6).into(),
-            1 => spec["priority"] = rng.random_range(0..=10).into(),
-            _ => spec["images"] = self.some_images(rng).into(),
+            1 if is_native => spec["priority"] = rng.random_range(0..=10).into(),
+            2 if is_native => spec["images"] = self.some_images(rng).into(),
+            _ => spec["parallelism"] = rng.random_range(1..=6).into(),
         }
         self.count("edit");
-        manifest(&job, spec)
+        Ask {
+            verb: JobVerb::Submit,
+            job,
+            body,
+        }
     }
 
     /// What makes every job go on to its end.
@@ -233,7 +260,7 @@ impl Jobs {
                 known.deleted = false;
                 known.paused &= !is_new;
                 known.standing = spec["completionPolicy"]["type"] == "Never";
-                known.spec = spec.clone();
+                known.body = ask.body.clone();
             }
             JobVerb::Delete => known.deleted = true,
             JobVerb::Pause => known.paused = true,
@@ -244,8 +271,12 @@ impl Jobs {
 }
 
 fn manifest(job: &str, spec: Value) -> Ask {
+    ask(job, "prewarm.dev/v1", "PrewarmJob", spec)
+}
+
+fn ask(job: &str, version: &str, kind: &str, spec: Value) -> Ask {
     let body = json!({
-        "apiVersion": "prewarm.dev/v1", "kind": "PrewarmJob", "metadata": {"name": job}, "spec": spec,
+        "apiVersion": version, "kind": kind, "metadata": {"name": job}, "spec": spec,
     });
     Ask {
         verb: JobVerb::Submit,

@@ -18,6 +18,10 @@ use crate::truth::{Now, Truth, tasks, waiting_requests};
 
 /// How long everything may take to come to rest.
 const REST_LIMIT: Duration = Duration::from_secs(240);
+/// The most of it that counts of one look: a machine that was put to sleep meanwhile had no time to rest.
+const LONGEST_LOOK: Duration = Duration::from_secs(20);
+/// What a dispatcher or a worker may have resident: the limit of the shipped deployments.
+const MOST_RESIDENT_KIB: u64 = 300 * 1024;
 /// How long a request may take to be stored before it is sent again.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at what has become due.
@@ -62,6 +66,8 @@ struct Run {
     unsure: VecDeque<(String, Ask)>,
     asks: u64,
     samples: u64,
+    /// Of any dispatcher or worker at rest, in KiB.
+    most_resident: u64,
     broken: Vec<String>,
     began: Instant,
 }
@@ -80,6 +86,7 @@ pub(crate) async fn run(seed: u64, plan: &Plan) -> Vec<String> {
         unsure: VecDeque::new(),
         asks: 0,
         samples: 0,
+        most_resident: 0,
         broken: Vec::new(),
         began,
     };
@@ -192,20 +199,22 @@ impl Run {
 
     /// Waits until everything has come to rest.
     async fn settle(&mut self) -> Option<Now> {
-        let deadline = Instant::now() + REST_LIMIT;
+        let mut waited = Duration::ZERO;
         loop {
+            let began = Instant::now();
             self.faults.heal(&mut self.stage);
             self.press().await;
             let seen = self.look().await;
             match seen {
                 Ok(now) => return Some(now),
-                Err(reason) if Instant::now() > deadline => {
+                Err(reason) if waited > REST_LIMIT => {
                     self.broken
                         .push(format!("nothing came to rest in {REST_LIMIT:?}: {reason}"));
                     return None;
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             }
+            waited += began.elapsed().min(LONGEST_LOOK);
         }
     }
 
@@ -229,6 +238,17 @@ impl Run {
         let warm = self.truth.warm(now);
         let found = proof::broken(&self.stage, &warm, &mut self.looked).await;
         self.broken.extend(found);
+        for member in &mut self.stage.cast {
+            let resident = match member.role {
+                Role::Dispatcher | Role::Worker => member.resident().unwrap_or_default(),
+                Role::Broker | Role::Containerd | Role::Registry => continue,
+            };
+            self.most_resident = self.most_resident.max(resident);
+            if resident > MOST_RESIDENT_KIB {
+                self.broken
+                    .push(format!("{} has {resident} KiB resident", member.name));
+            }
+        }
         for entry in std::fs::read_dir(&self.stage.dir)
             .expect("the logs")
             .flatten()
@@ -300,7 +320,7 @@ impl Run {
             leases_left,
         } = &self.looked;
         println!(
-            "in {:.0} s: {} kills; {} jobs, {} events, {} ends of pulls ({} again, another way); {} looks at parallelism; looked at {images} images, {blobs} blobs, ran {containers} containers; {leases_left} leases left to end",
+            "in {:.0} s: {} kills; {} jobs, {} events, {} ends of pulls ({} again, another way); {} looks at parallelism; looked at {images} images, {blobs} blobs, ran {containers} containers; {leases_left} leases left to end; at most {} MiB resident",
             self.began.elapsed().as_secs_f64(),
             self.faults.kills(),
             self.jobs.known.len(),
@@ -308,6 +328,7 @@ impl Run {
             self.truth.ends.len(),
             self.truth.other_ends,
             self.samples,
+            self.most_resident / 1024,
         );
         for member in &self.stage.cast {
             if !member.own_endings.is_empty() {

@@ -12,8 +12,8 @@ use crate::support::nats_cluster::{NatsCluster, SERVERS};
 /// take up to nine to choose new leaders, more on a busy machine; what was measured is in BENCHMARKS.md.
 const GO_ON_WITHIN: Duration = Duration::from_secs(60);
 
-/// When what a worker had in its hands has ended: a pull takes a second.
-const IN_HAND: Duration = Duration::from_millis(2_500);
+/// When what a worker had in its hands has ended: a pull takes half a second.
+const IN_HAND: Duration = Duration::from_millis(1_500);
 
 async fn workers_of_a_dead_server_go_on(version: NatsVersion) {
     const NODES: u32 = 45;
@@ -21,7 +21,7 @@ async fn workers_of_a_dead_server_go_on(version: NatsVersion) {
     let mut cluster = NatsCluster::start(version).await;
     let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS);
     let _dispatchers = [fleet.dispatcher("one"), fleet.dispatcher("two")];
-    let nodes = fleet.nodes("sim", NODES, "1s");
+    let nodes = fleet.nodes("sim", NODES, "500ms");
     fleet.present(45).await;
     let images = images(IMAGES);
     fleet

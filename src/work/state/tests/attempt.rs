@@ -30,7 +30,7 @@ fn an_end_that_is_not_stored_is_stored_again_for_as_long_as_it_takes() {
     let (token, pull) = worker.start(&task("a", "nginx"));
     let event = told(&worker.succeed(pull));
     let mut in_progress = 0;
-    for _ in 0..50 {
+    for _ in 0..250 {
         let before = worker.now;
         assert_eq!(worker.input(Input::NotStored(event.store)), []);
         loop {
