@@ -128,7 +128,9 @@ impl Member {
     pub(crate) fn resident(&mut self) -> Option<u64> {
         let pid = self.process()?.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.trim().split(' ').next()?.parse().ok()
     }
 

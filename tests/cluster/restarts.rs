@@ -1,4 +1,4 @@
-//! Everything is restarted under a fleet of a thousand nodes.
+//! Everything is restarted under a fleet: of two hundred nodes, or as many as `NODES` says.
 
 use std::time::{Duration, Instant};
 
@@ -11,18 +11,23 @@ use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::nats_cluster::{NatsCluster, SERVERS};
 use crate::support::prewarm::Role;
 
-/// Nodes of a fleet; a thousand are in `make bench`.
+/// Nodes of a fleet, when nobody says how many.
 const NODES: u32 = 200;
 /// How long a fleet may take to be at work again after its broker came back.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
+fn in_fleet() -> u32 {
+    std::env::var("NODES").map_or(NODES, |nodes| nodes.parse().expect("NODES as a number"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_comes_back_to_a_broker_that_restarted() {
+    let in_fleet = in_fleet();
     let mut server = NatsServer::start(NatsVersion::V2_15).await;
     let fleet = Fleet::new(server.client().await, server.url(), 1);
     let _dispatchers = [fleet.dispatcher("one"), fleet.dispatcher("two")];
-    let _nodes = fleet.nodes("sim", NODES, "0");
-    fleet.present(NODES as usize).await;
+    let _nodes = fleet.nodes("sim", in_fleet, "0");
+    fleet.present(in_fleet as usize).await;
 
     server.kill();
     server.restart().await;
@@ -33,13 +38,13 @@ async fn a_fleet_comes_back_to_a_broker_that_restarted() {
         .await;
     let record = fleet.ended("base").await;
     let took = back.elapsed();
-    println!("{NODES} nodes were at work {took:?} after their broker was back");
+    println!("{in_fleet} nodes were at work {took:?} after their broker was back");
     assert_eq!(
         record.status.outcome,
         Some(Outcome::Succeeded),
         "{record:?}"
     );
-    assert_eq!(record.status.counts.succeeded, NODES);
+    assert_eq!(record.status.counts.succeeded, in_fleet);
     assert!(took <= BACK_WITHIN, "{took:?}");
     let left = fleet.told_of_nodes(NodeEventKind::Left).await;
     assert!(left.is_empty(), "{} nodes counted as gone", left.len());
@@ -47,26 +52,26 @@ async fn a_fleet_comes_back_to_a_broker_that_restarted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_everything_loses_nothing() {
-    roll(NODES).await;
-}
-
-async fn roll(nodes_in_all: u32) {
     const GROUPS: u32 = 4;
     const IMAGES: u32 = 4;
+    let in_fleet = in_fleet();
     let began = Instant::now();
     let mut cluster = NatsCluster::start(NatsVersion::V2_15).await;
     let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS);
     let mut dispatchers: Vec<Role> = (0..3).map(|_| fleet.dispatcher("a dispatcher")).collect();
-    let nodes = |group: u32| fleet.nodes(&format!("sim-{group}"), nodes_in_all / GROUPS, "500ms");
+    let nodes = |group: u32| fleet.nodes(&format!("sim-{group}"), in_fleet / GROUPS, "500ms");
     let mut workers: Vec<Role> = (0..GROUPS).map(nodes).collect();
-    fleet.present(nodes_in_all as usize).await;
+    fleet.present(in_fleet as usize).await;
     let images = images(IMAGES as usize);
     fleet
-        .submit("base", json!({"images": images, "parallelism": nodes_in_all / 25}))
+        .submit(
+            "base",
+            json!({"images": images, "parallelism": in_fleet / 25}),
+        )
         .await;
     fleet
         .job("base", "to be under way", |job| {
-            job.status.counts.succeeded >= nodes_in_all / 25
+            job.status.counts.succeeded >= in_fleet / 25
         })
         .await;
 
@@ -89,11 +94,14 @@ async fn roll(nodes_in_all: u32) {
         .status
         .counts;
     assert!(
-        so_far.succeeded < nodes_in_all * IMAGES,
+        so_far.succeeded < in_fleet * IMAGES,
         "the job ended before the restarts did"
     );
     fleet
-        .submit("base", json!({"images": images, "parallelism": nodes_in_all * IMAGES}))
+        .submit(
+            "base",
+            json!({"images": images, "parallelism": in_fleet * IMAGES}),
+        )
         .await;
     let record = fleet.ended("base").await;
     assert_eq!(
@@ -103,15 +111,12 @@ async fn roll(nodes_in_all: u32) {
     );
     assert_eq!(
         record.status.counts.succeeded,
-        nodes_in_all * IMAGES,
+        in_fleet * IMAGES,
         "{record:?}"
     );
-    ended_once(
-        &fleet.told("base").await,
-        (nodes_in_all * IMAGES) as usize,
-    );
+    ended_once(&fleet.told("base").await, (in_fleet * IMAGES) as usize);
     println!(
-        "ten restarts under {nodes_in_all} nodes took {:?}",
+        "ten restarts under {in_fleet} nodes took {:?}",
         began.elapsed()
     );
 }

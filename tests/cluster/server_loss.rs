@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::fleet::{Fleet, began_once, each_pulled_once, first_ends, images, now};
+use crate::fleet::{Fleet, downloaded_once, each_pulled_once, first_ends, images, now};
 use crate::support::nats::NatsVersion;
 use crate::support::nats_cluster::{NatsCluster, SERVERS};
 
@@ -53,7 +53,7 @@ async fn workers_of_a_dead_server_go_on(version: NatsVersion) {
         led.len()
     );
     each_pulled_once(&told, IMAGES * 45);
-    began_once(nodes, IMAGES * 45).await;
+    downloaded_once(nodes, IMAGES * 45).await;
     let last = waits.last().unwrap();
     assert!(
         *last <= GO_ON_WITHIN,

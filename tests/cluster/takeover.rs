@@ -8,7 +8,7 @@ use prewarm::domain::time::Timestamp;
 use prewarm::wire::event::{JobEventKind, PullState};
 use serde_json::{Value, json};
 
-use crate::fleet::{Fleet, LIMIT, began_once, each_pulled_once, images, now};
+use crate::fleet::{Fleet, LIMIT, downloaded_once, each_pulled_once, images, now};
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::Role;
 
@@ -91,7 +91,7 @@ impl Cell {
             "{record:?}"
         );
         each_pulled_once(&self.fleet.told("base").await, 50 * IMAGES);
-        began_once(self.nodes, 50 * IMAGES).await;
+        downloaded_once(self.nodes, 50 * IMAGES).await;
         for kind in [JobEventKind::Started, JobEventKind::Completed] {
             let mut told = self.fleet.told_of_job("base", kind).await;
             told.dedup_by(|one, other| one.id == other.id);
