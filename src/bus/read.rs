@@ -126,15 +126,30 @@ impl Bus {
 
 impl Reading {
     /// The next message, whenever it is stored; nothing is lost when the wait is given up.
-    pub async fn next(&mut self) -> Option<Result<Message, ReadError>> {
-        let message = match self.messages.next().await? {
-            Ok(message) => message,
-            Err(error) => return Some(Err(ReadError::new(&self.name, error))),
+    ///
+    /// # Errors
+    /// The client gave the consumer up.
+    pub async fn next(&mut self) -> Result<Message, ReadError> {
+        let next = self.messages.next().await;
+        let message = match next {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => return Err(ReadError::new(&self.name, error)),
+            None => return Err(ReadError::new(&self.name, "the consumer ended")),
         };
         if let Ok(info) = message.info() {
-            self.seen = info.stream_sequence;
+            (self.left, self.seen) = (info.pending, info.stream_sequence);
         }
-        Some(Ok(message))
+        Ok(message)
+    }
+
+    /// From now on "stored when reading began" means what is stored now.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn to_the_end(&mut self) -> Result<(), ReadError> {
+        let last = last(&self.stream, &self.filter).await;
+        self.last = last.map_err(|error| ReadError::new(&self.name, error))?;
+        Ok(())
     }
 
     /// Reads on after the last message that came, by another consumer.

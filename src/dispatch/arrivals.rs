@@ -134,7 +134,7 @@ async fn take_events(mut events: Reading, queue: Queue) {
         };
         was_behind = false;
         match next {
-            Some(Ok(message)) => {
+            Ok(message) => {
                 let Some(input) = task_event(&message) else {
                     continue;
                 };
@@ -145,8 +145,7 @@ async fn take_events(mut events: Reading, queue: Queue) {
                     return;
                 }
             }
-            Some(Err(error)) => return broken(&queue, format!("the events ended: {error}")).await,
-            None => return broken(&queue, "the events ended".to_owned()).await,
+            Err(error) => return broken(&queue, format!("the events ended: {error}")).await,
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::arrivals::{Arrival, QUEUE, broken, listen};
 use super::clock::{Clock, uptime};
+use super::follow::Standby;
 use super::input::{Effect, Input, ReplyToken};
 use super::load::{Loaded, load};
 use super::observe::{Observer, Seen};
@@ -71,11 +72,12 @@ pub(super) async fn lead(
     (settings, audit_every): (Settings, Duration),
     resolver: Resolver,
     (permission, observer): (Permission, Arc<dyn Observer>),
+    standby: Option<Standby>,
     yielded: CancellationToken,
 ) -> Result<(), Ended> {
     let watched = (permission, Arc::clone(&observer));
     let mut leader = tokio::select! {
-        leader = Leader::begin(bus, (settings, audit_every), resolver, watched) => leader?,
+        leader = Leader::begin(bus, (settings, audit_every), resolver, watched, standby) => leader?,
         () = yielded.cancelled() => return Ok(()),
     };
     // Whoever ends this waits for it, but not for ever: what is said after that would stand for ever.
@@ -110,13 +112,20 @@ impl Leader {
         (settings, audit_every): (Settings, Duration),
         resolver: Resolver,
         (permission, observer): (Permission, Arc<dyn Observer>),
+        standby: Option<Standby>,
     ) -> Result<Self, Ended> {
         let clock = Clock::new();
         let client = bus.client.clone();
         let connects = connects(&client);
         let since = clock.now();
         let leaders = leaders(&bus).await;
-        let loaded = load(&bus, settings, since).await.map_err(ended)?;
+        let follower = match standby {
+            Some(standby) => standby.end().await,
+            None => None,
+        };
+        let followed = follower.is_some();
+        let loaded = load(&bus, settings, since, follower).await;
+        let loaded = loaded.map_err(ended)?;
         let Loaded {
             state,
             revisions,
@@ -135,6 +144,7 @@ impl Leader {
         tracing::info!(
             jobs = revisions.len(),
             millis = u64::try_from(clock.now().since(since).as_millis()).unwrap_or(u64::MAX),
+            followed,
             "read the cell back; leading"
         );
         let (sender, arrivals) = mpsc::channel(QUEUE);

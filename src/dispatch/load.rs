@@ -4,9 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::kv::{Operation, ParseOperationError};
-use serde::de::DeserializeOwned;
 
+use super::follow::Follower;
 use super::input::Input;
 use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
@@ -14,7 +13,7 @@ use crate::bus::read::{ReadError, Reading};
 use crate::domain::name::JobName;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{Event, JobEvent, TaskEvent};
-use crate::wire::record::{JobRecord, NodeRecord};
+use crate::wire::record::JobRecord;
 use crate::wire::task::PullTask;
 
 /// A cell as it was read, and where its events go on.
@@ -30,79 +29,81 @@ pub(super) struct Loaded {
     pub(super) markers: Vec<String>,
 }
 
-/// Reads everything. The caller holds the lease, so nobody writes meanwhile but workers, whose
-/// words are in the events.
+/// Reads everything, or what is new to somebody who followed. The caller holds the lease, so nobody writes meanwhile but
+/// workers, whose words are in the events.
 pub(super) async fn load(
     bus: &Bus,
     settings: Settings,
     now: Timestamp,
+    follower: Option<Follower>,
 ) -> Result<Loaded, ReadError> {
+    let mut follower = match follower {
+        Some(follower) => follower,
+        None => Follower::begin(bus).await?,
+    };
     let mut state = Dispatcher::new(settings);
     let mut feed = |input: Input| state.handle(now, input, &mut Vec::new());
-    let (events_begin, events_end) = ends(bus, &bus.subjects.events_stream()).await?;
+    let stream = bus.subjects.events_stream();
+    let (events_begin, events_end) = ends(bus, &stream).await?;
     feed(Input::EventsEnd {
         sequence: events_end,
     });
-    let mut markers = Vec::new();
-    for entry in bucket(bus, &bus.subjects.nodes_bucket()).await? {
-        match entry.value::<NodeRecord>() {
-            Some(record) => feed(Input::NodeRecord(Box::new(record))),
-            None => markers.extend(entry.marker()),
-        }
+    follower.catch_up_with_records().await?;
+    for (_, record) in follower.nodes.take_all() {
+        feed(Input::NodeRecord(Box::new(record)));
     }
     let mut revisions = HashMap::new();
     let mut forgotten = HashSet::new();
-    for entry in bucket(bus, &bus.subjects.jobs_bucket()).await? {
-        match entry.value::<JobRecord>() {
-            Some(record) => {
-                revisions.insert(record.metadata.name.clone(), entry.revision);
-                if is_forgotten(&record, events_begin) {
-                    forgotten.insert(record.metadata.name.clone());
-                }
-                feed(Input::JobRecord(Box::new(record)));
-            }
-            None => markers.extend(entry.marker()),
+    for (revision, record) in follower.jobs.take_all() {
+        revisions.insert(record.metadata.name.clone(), revision);
+        if is_forgotten(&record, events_begin) {
+            forgotten.insert(record.metadata.name.clone());
         }
+        feed(Input::JobRecord(Box::new(record)));
     }
     withdraw(bus, &forgotten).await?;
-    let tasks = (bus.subjects.tasks_stream(), bus.subjects.tasks());
     let mut newest_task = 0;
-    bus.read_all(&tasks.0, tasks.1, DeliverPolicy::All, |message| {
-        if let Some((sequence, input)) = released(bus, &message) {
-            newest_task = sequence;
-            feed(input);
-        }
-    })
-    .await?;
-    let job_events = bus.subjects.job_events(None);
-    let stream = bus.subjects.events_stream();
-    bus.read_all(
+    let tasks_stream = bus.subjects.tasks_stream();
+    let tasks = bus.read_all(
+        &tasks_stream,
+        bus.subjects.tasks(),
+        DeliverPolicy::All,
+        |message| {
+            if let Some((sequence, input)) = released(bus, &message) {
+                newest_task = sequence;
+                feed(input);
+            }
+        },
+    );
+    tasks.await?;
+    let told_of_jobs = bus.read_all(
         &stream,
-        job_events,
+        bus.subjects.job_events(None),
         DeliverPolicy::LastPerSubject,
         |message| {
             if let Some(input) = told(&message) {
                 feed(input);
             }
         },
-    )
-    .await?;
-    let start_sequence = state.events_after().min(events_end).saturating_add(1);
-    let from = DeliverPolicy::ByStartSequence { start_sequence };
-    let mut events = bus
-        .read(&stream, bus.subjects.task_events(None), from)
-        .await?;
-    while let Some(message) = events.next_stored().await? {
-        if let Some(input) = task_event(&message) {
-            state.handle(now, input, &mut Vec::new());
-        }
+    );
+    told_of_jobs.await?;
+    follower.catch_up_with_events().await?;
+    let Follower {
+        nodes,
+        jobs,
+        events,
+        ends,
+    } = follower;
+    for (event, sequence) in ends.into_events() {
+        let event = Box::new(event);
+        feed(Input::TaskEvent { event, sequence });
     }
     Ok(Loaded {
         state,
         revisions,
         events,
         newest_task,
-        markers,
+        markers: [nodes.markers, jobs.markers].concat(),
     })
 }
 
@@ -136,7 +137,7 @@ async fn withdraw(bus: &Bus, jobs: &HashSet<JobName>) -> Result<(), ReadError> {
 }
 
 /// The sequences of a stream's first and last message.
-async fn ends(bus: &Bus, stream: &str) -> Result<(u64, u64), ReadError> {
+pub(super) async fn ends(bus: &Bus, stream: &str) -> Result<(u64, u64), ReadError> {
     let info = bus
         .jetstream
         .get_stream(stream)
@@ -147,67 +148,6 @@ async fn ends(bus: &Bus, stream: &str) -> Result<(u64, u64), ReadError> {
         })?;
     let state = &info.cached_info().state;
     Ok((state.first_sequence, state.last_sequence))
-}
-
-struct Entry {
-    key: String,
-    message: Message,
-    revision: u64,
-}
-
-impl Entry {
-    /// The value; `None` for a deletion's marker and for what cannot be read.
-    fn value<T: DeserializeOwned>(&self) -> Option<T> {
-        if self.is_marker() {
-            return None;
-        }
-        match serde_json::from_slice(&self.message.payload) {
-            Ok(value) => Some(value),
-            Err(error) => {
-                tracing::error!(key = self.key, %error, "a record cannot be read; it is left alone");
-                None
-            }
-        }
-    }
-
-    fn is_marker(&self) -> bool {
-        let operation: Result<Operation, ParseOperationError> = self
-            .message
-            .headers
-            .as_ref()
-            .map_or(Ok(Operation::Put), |headers| {
-                headers
-                    .get("KV-Operation")
-                    .map_or(Ok(Operation::Put), |value| value.as_str().parse())
-            });
-        matches!(operation, Ok(Operation::Delete | Operation::Purge))
-    }
-
-    fn marker(self) -> Option<String> {
-        self.is_marker()
-            .then_some(self.message.message.subject.to_string())
-    }
-}
-
-async fn bucket(bus: &Bus, bucket: &str) -> Result<Vec<Entry>, ReadError> {
-    let mut entries = Vec::new();
-    let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.>"));
-    bus.read_all(&stream, filter, DeliverPolicy::LastPerSubject, |message| {
-        let key = message
-            .subject
-            .rsplit('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        let revision = message.info().map_or(0, |info| info.stream_sequence);
-        entries.push(Entry {
-            key,
-            message,
-            revision,
-        });
-    })
-    .await?;
-    Ok(entries)
 }
 
 fn released(bus: &Bus, message: &Message) -> Option<(u64, Input)> {

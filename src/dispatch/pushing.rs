@@ -98,9 +98,8 @@ impl Pusher {
             let done = tokio::select! {
                 biased;
                 rule = self.rules.next() => match rule {
-                    Some(Ok(message)) => self.rule(&message).await,
-                    Some(Err(error)) => Err(format!("the push rules ended: {error}")),
-                    None => Err("the push rules ended".to_owned()),
+                    Ok(message) => self.rule(&message).await,
+                    Err(error) => Err(format!("the push rules ended: {error}")),
                 },
                 Some(answer) = self.answers.join_next(), if !self.answers.is_empty() => match answer {
                     Ok((sequence, answer)) => self.take(Input::Resolved { sequence, answer }).await,

@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::uptime;
+use super::follow::Standby;
 use super::lead::{Ended, Permission, lead};
 use super::lease::{DEFAULT_LEASE, Effect, Entry, Input, Lease};
 use super::observe::{LeaseRequest, Observer, Seen};
@@ -113,6 +114,7 @@ pub async fn run_observed(
         answers,
         permission: Permission::default(),
         leadership: None,
+        standby: None,
         retry: FIRST_RETRY,
         observer,
     };
@@ -134,6 +136,8 @@ struct Keeper {
     answers: mpsc::Sender<Input>,
     permission: Permission,
     leadership: Option<Leadership>,
+    /// Reads along while another leads.
+    standby: Option<Standby>,
     retry: Duration,
     observer: Arc<dyn Observer>,
 }
@@ -146,6 +150,9 @@ impl Keeper {
             self.observer.saw(Seen::KeeperTurned);
             if self.handle(input).await {
                 return;
+            }
+            if !stopping && self.leadership.is_none() && self.standby.is_none() {
+                self.standby = Some(Standby::begin(self.bus.clone()));
             }
             let wait = self
                 .lease
@@ -217,6 +224,7 @@ impl Keeper {
             (self.settings.limits, self.settings.audit_every),
             self.resolver.clone(),
             (self.permission.clone(), Arc::clone(&self.observer)),
+            self.standby.take(),
             yielded.clone(),
         ));
         self.leadership = Some(Leadership { task, yielded });

@@ -152,6 +152,11 @@ impl Welcomer {
                     .map(drop)
                     .map_err(|error| format!("the consumer of {node}: {error}"));
             }
+            // On a busy broker it may have been made, and the answer be late.
+            let look = timeout(GONE_LIMIT, self.tasks.consumer_info(&name));
+            if matches!(look.await, Ok(Ok(_))) {
+                return Ok(());
+            }
         }
         Err(format!("the consumer of {node}: no server made it"))
     }

@@ -179,9 +179,6 @@ impl Run {
     async fn calm(&mut self) {
         self.say("calm");
         self.faults.heal(&mut self.stage);
-        for ask in self.jobs.resume_all() {
-            self.ask(ask);
-        }
         let began = Instant::now();
         let Some(now) = self.settle().await else {
             return;
@@ -203,6 +200,12 @@ impl Run {
         loop {
             let began = Instant::now();
             self.faults.heal(&mut self.stage);
+            // A pause may only now have reached the broker.
+            if self.unsure.is_empty() {
+                for ask in self.jobs.resume_all() {
+                    self.ask(ask);
+                }
+            }
             self.press().await;
             let seen = self.look().await;
             match seen {
