@@ -185,8 +185,7 @@ impl Performer {
             } => {
                 if let Some(reply) = self.replies.remove(&reply) {
                     // Made aside: what is released meanwhile lies after its start.
-                    self.welcomer
-                        .welcome(&mut self.background, node, remake, start, reply);
+                    self.welcomer.welcome(node, remake, start, reply);
                 }
                 Ok(())
             }

@@ -8,7 +8,6 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::stream::Stream;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::perform::PerformError;
@@ -76,18 +75,17 @@ impl Welcomer {
         })
     }
 
-    /// Makes the node's consumer if it is missing, or in any case, then answers. A worker that gets
-    /// no answer asks again.
+    /// Makes the node's consumer if it is missing, or in any case, then answers. It outlives the leadership, which may end
+    /// several times while a cluster chooses leaders: a worker that gets no answer waits for as long as a request may take.
     pub(super) fn welcome(
         &self,
-        background: &mut JoinSet<()>,
         node: NodeName,
         remake: bool,
         start_sequence: u64,
         reply: async_nats::Subject,
     ) {
         let this = self.clone();
-        background.spawn(async move {
+        tokio::spawn(async move {
             let making = async {
                 // The semaphore is never closed.
                 let _permit = this.at_once.acquire().await;
