@@ -25,10 +25,11 @@ const IDLE_HEARTBEAT: Duration = Duration::from_secs(30);
 /// By how much more, at most: what was delivered at one time would else be looked at in one moment ever after.
 const IDLE_HEARTBEAT_SPREAD: Duration = Duration::from_secs(15);
 /// How often a broker of several servers says so: one that dies takes consumers of workers that are connected to others,
-/// which have to be made elsewhere within seconds.
-const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Idle heartbeats that have to be missing for the consumer to count as lost.
-const MISSED_HEARTBEATS: u32 = 2;
+/// which have to miss them within the ten seconds that the servers left may take to choose new leaders.
+const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(4);
+/// Idle heartbeats in halves that may be missed before the consumer counts as lost: a whole one lost,
+/// and half of the next late.
+const SILENT_HALVES: u32 = 5;
 
 /// How many messages of a request will not come, in a status (`JSPullRequestPendingMsgs`).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -59,7 +60,7 @@ impl PullTimes {
 
     /// How long the broker may say nothing.
     fn silence(self) -> Duration {
-        self.idle_heartbeat * MISSED_HEARTBEATS
+        self.idle_heartbeat * SILENT_HALVES / 2
     }
 }
 

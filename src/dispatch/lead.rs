@@ -23,6 +23,7 @@ use super::state::{Dispatcher, Settings};
 use crate::bus::Bus;
 use crate::bus::leaders::Leaders;
 use crate::domain::time::Timestamp;
+use crate::wire::worker::RegistrationReply;
 
 /// How long the broker may take to confirm an effect. A stream that is busy with ten thousand consumers keeps its
 /// publishers waiting for longer than a request may take ([`crate::bus::REQUEST_TIMEOUT`]), while the lease is renewed
@@ -85,7 +86,9 @@ pub(super) async fn lead(
         return Ok(());
     }
     observer.saw(Seen::Leads(true));
-    leader.go_on(&yielded).await
+    let end = leader.go_on(&yielded).await;
+    leader.turn_away().await;
+    end
 }
 
 struct Leader {
@@ -204,6 +207,27 @@ impl Leader {
                 }
                 () = tokio::time::sleep(sleep) => self.take([Arrival::Input(Input::Tick)]).await?,
             }
+        }
+    }
+
+    /// Tells workers whose registrations nobody will answer now: they ask again soon, and would else wait for as long as a
+    /// request may take.
+    async fn turn_away(&mut self) {
+        self.arrivals.close();
+        let mut left: Vec<_> = self.performer.replies.drain().map(|(_, to)| to).collect();
+        while let Ok(arrival) = self.arrivals.try_recv() {
+            if let Arrival::Registered { reply, .. } = arrival {
+                left.push(reply);
+            }
+        }
+        let answer = RegistrationReply {
+            error: "the dispatcher reads everything back; ask again".to_owned(),
+            ..RegistrationReply::default()
+        };
+        let body = serde_json::to_vec(&answer).unwrap_or_default();
+        for reply in left {
+            // Who hears nothing asks again, later.
+            let _ = self.client.publish(reply, body.clone().into()).await;
         }
     }
 
