@@ -26,6 +26,7 @@ mod pinned;
 mod provided;
 mod refused;
 mod repaired;
+mod reserve;
 mod resumed;
 mod rootfs;
 mod runtime_classes;
