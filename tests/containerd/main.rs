@@ -17,6 +17,7 @@ mod hosts;
 mod hosts_tls;
 mod interrupted;
 mod killed;
+mod layers;
 mod limited;
 mod matrix;
 mod memory;
