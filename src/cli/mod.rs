@@ -4,6 +4,7 @@ pub mod apply;
 pub mod args;
 pub mod check;
 pub mod describe;
+pub mod descriptors;
 pub mod events;
 pub mod exit;
 pub mod get;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
     let done = parse().and_then(|(invocation, command)| {
         if matches!(command, Command::Worker(_) | Command::Up(_)) {
             heap::return_large();
+            descriptors::allow_all();
         }
         perform(&invocation, command)
     });

@@ -18,6 +18,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// More faults than a pull asks a thing for.
 const ALWAYS: usize = 20;
 const LAYER_BYTES: usize = 3_000_000;
+/// From so many bytes on a blob is asked for in parts.
+const PARTS_FROM: usize = 16 << 20;
+/// Compressed to about half, it is larger than that.
+const LARGE_LAYER_BYTES: usize = 44_000_000;
 /// The disk of a bomb, in MiB.
 const DISK_MIB: u32 = 48;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -179,6 +183,31 @@ async fn what_can_be_taken_up_again_is() {
         node.is_clean().await
     })
     .await;
+}
+
+/// A layer that comes over several connections where it can.
+#[tokio::test]
+async fn a_large_layer_comes_from_a_registry_that_is_wrong_about_ranges() {
+    let node = Node::start(ContainerdVersion::V2_1).await;
+    for (row, fault) in [Fault::NoRange, Fault::OtherRange].into_iter().enumerate() {
+        let image = generated(400 + row as u64, 1, LARGE_LAYER_BYTES).build();
+        let layer = &image.blobs[1];
+        assert!(
+            layer.bytes.len() > PARTS_FROM,
+            "{} bytes",
+            layer.bytes.len()
+        );
+        let faulty = Faulty::serve(&image).await;
+        node.daemon.allow_registry(faulty.addr());
+        faulty.break_next(&layer.digest, [fault; 10 * ALWAYS]);
+        let row = format!("{fault:?}");
+        within(LIMIT, &row, node.pull(&request(&faulty.image())))
+            .await
+            .unwrap();
+        assert!(node.content().await.contains_key(&layer.digest), "{row}");
+        let asked = faulty.ranges(&layer.digest).len();
+        assert!(asked <= ALWAYS, "{row}: asked {asked} times");
+    }
 }
 
 #[tokio::test]

@@ -200,7 +200,26 @@ fn corpus() -> Vec<(String, Recipe)> {
         busybox(&parts::program("busybox", "busybox")),
     ));
     corpus.push(("generated".to_owned(), generated(1, 3, 3_000_000)));
+    corpus.push(("debian-packages".to_owned(), debian_packages()));
     corpus
+}
+
+/// Real packages as an image's layers, each as another tool would write it.
+fn debian_packages() -> Recipe {
+    let layer = |(part, format): (&str, &str)| {
+        let output = std::process::Command::new("tar")
+            .args(["--create", "--numeric-owner", format])
+            .arg("--directory")
+            .arg(parts::dir().join(part))
+            .arg(".")
+            .output()
+            .expect("tar to start");
+        assert!(output.status.success(), "{output:?}");
+        Layer::archive(output.stdout)
+    };
+    let formats = ["--format=gnu", "--format=posix", "--format=gnu"];
+    let parts = ["busybox", "runc", "buildah"];
+    Recipe::new(parts.into_iter().zip(formats).map(layer).collect())
 }
 
 async fn same_root_file_systems(version: ContainerdVersion) {

@@ -50,6 +50,15 @@ async fn only_pulls_stand_back(pid: u32) {
     .await;
 }
 
+/// The soft limit on open files is the hard one (proc_pid_limits(5)).
+fn may_open_as_many_as_there_can_be(pid: u32) {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let mut lines = limits.lines();
+    let files = lines.find(|line| line.starts_with("Max open files"));
+    let numbers: Vec<_> = files.unwrap().split_ascii_whitespace().skip(3).collect();
+    assert_eq!(numbers[0], numbers[1]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_threads_of_pulls_are_nice() {
     let cell = Cell::start(NatsVersion::V2_15).await;
@@ -64,6 +73,7 @@ async fn only_the_threads_of_pulls_are_nice() {
     // In the middle of the pull.
     gate.holds(LIMIT).await;
     only_pulls_stand_back(node.worker.pid()).await;
+    may_open_as_many_as_there_can_be(node.worker.pid());
     gate.open();
     let record = cell.ended("base").await;
     assert_eq!(

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::cell::{Cell, LIMIT};
 use super::pod::{self, Image, Volume};
 use crate::support::containerd::{Containerd, ContainerdVersion};
+use crate::support::cri_only::CriOnly;
 use crate::support::images::{Entry, Layer, Recipe};
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::parts;
@@ -146,6 +147,46 @@ async fn the_shipped_worker_in_its_sandbox_unpacks_by_itself() {
     assert!(results.is_dir(), "{}", worker.log());
     let cri = containerd.cri().await;
     assert!(cri.image_status(&wanted).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_worker_for_cri_o_pulls_with_no_capability_at_all() {
+    let cell = Cell::start(NatsVersion::V2_15).await;
+    let pushed = cell
+        .registry
+        .push("team/app", "1", &demanding().build())
+        .await;
+    let containerd = Containerd::start(ContainerdVersion::V1_7).await;
+    containerd.allow_registry(&cell.registry.addr());
+    let scratch = containerd.scratch();
+    let folder = |name: &str| {
+        let folder = scratch.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    };
+    // Where the overlay says that CRI-O's is.
+    let socket = folder("run-crio").join("crio.sock");
+    let runtime = CriOnly::before(containerd.channel().await, &socket);
+    let url = cell.nats.url();
+    let env = [
+        ("PREWARM_NODE", "node"),
+        ("PREWARM_NATS_URL", url.as_str()),
+        ("PREWARM_METRICS_LISTEN", "off"),
+    ];
+    let pod = pod::template("overlays/cri-o", "DaemonSet", "prewarm-worker");
+    let shipped = Image::build();
+    let worker = shipped
+        .pod(&pod, &env, |name| (folder(name), None), &[])
+        .spawn("the worker in its sandbox");
+    cell.present("node").await;
+    let pid = child_of(child_of(worker.pid()).await).await;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("CapBnd:\t0000000000000000"), "{status}");
+    cell.publish("base", json!({"images": [pushed.by_tag]}))
+        .await;
+    let outcome = cell.ended("base").await.status.outcome;
+    assert_eq!(outcome, Some(Outcome::Succeeded), "{}", worker.log());
+    assert_eq!(runtime.pulls(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -213,7 +213,7 @@ impl Pull<'_> {
             manifest: &image.manifest,
             config: &config,
         };
-        native.run().await?;
+        Box::pin(native.run()).await?;
         put_pages(fetcher, image).await?;
         Ok(started.elapsed())
     }

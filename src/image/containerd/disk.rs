@@ -1,6 +1,7 @@
-//! Is there room for what is missing?
+//! Is there room for what is missing, and is there still while it comes?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Shared;
 use super::native::blocking;
@@ -12,6 +13,10 @@ use crate::image::size::ByteSize;
 /// images this project measures have 1.7 to 1.9, and for a check that only has to refuse what is
 /// hopeless, too little is better than too much.
 const UNPACKED_PER_COMPRESSED: u64 = 2;
+
+/// How often the disk is looked at while somebody else writes, such as containerd. What unpacks here looks before every
+/// piece that it writes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A file system's size and what is free of it, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -32,59 +37,145 @@ pub(super) fn space(path: &Path) -> Option<Space> {
     })
 }
 
-/// Refuses a pull that would leave less free than the settings say, unpacked for each of the snapshotters. Where containerd's directories
-/// are not to be seen from this process, it cannot tell, and lets the pull go ahead.
-pub(super) async fn check(
-    shared: &Shared,
-    missing: &[&Descriptor],
-    snapshotters: &[&str],
-) -> Result<(), Failure> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let sum = |bytes: fn(&Descriptor) -> u64| {
-        missing
-            .iter()
-            .fold(0_u64, |sum, blob| sum.saturating_add(bytes(blob)))
-    };
-    let compressed = sum(|blob| blob.size);
-    // As a rule they are all on one disk.
-    let count = u64::try_from(snapshotters.len()).unwrap_or(u64::MAX);
-    let unpacked = sum(unpacked_bytes).saturating_mul(count);
-    let content = shared.client.content_root().await?;
-    let snapshots = shared.client.snapshotter(&shared.snapshotter).await?.root;
-    let spaces = (
-        content.as_deref().and_then(space),
-        snapshots.as_deref().and_then(space),
-    );
-    let needs = match spaces {
-        (Some(content), Some(snapshots)) if content.id != snapshots.id => {
-            vec![(content, compressed), (snapshots, unpacked)]
-        }
-        (Some(space), _) | (None, Some(space)) => {
-            vec![(space, compressed.saturating_add(unpacked))]
-        }
-        (None, None) => {
+/// The file systems that a pull writes to. Where containerd's directories are not to be seen from this process, nothing
+/// is known of them, and there is always room.
+#[derive(Clone)]
+pub(super) struct Room {
+    content: Option<Disk>,
+    snapshots: Option<Disk>,
+}
+
+/// A file system by a directory on it.
+#[derive(Clone)]
+struct Disk {
+    dir: PathBuf,
+    /// How it was at the beginning.
+    space: Space,
+    /// What is to stay free of it, in bytes.
+    reserve: u64,
+}
+
+impl Room {
+    /// Looks at containerd's file systems.
+    ///
+    /// # Errors
+    /// `RuntimeUnavailable` when containerd does not say where they are.
+    pub(super) async fn look(shared: &Shared) -> Result<Self, Failure> {
+        let disk = |root: Option<PathBuf>| {
+            let dir = root?;
+            let space = space(&dir)?;
+            let reserve = shared.min_free_disk.of(space.total);
+            Some(Disk {
+                dir,
+                space,
+                reserve,
+            })
+        };
+        let snapshotter = shared.client.snapshotter(&shared.snapshotter).await?;
+        let room = Self {
+            content: disk(shared.client.content_root().await?),
+            snapshots: disk(snapshotter.root),
+        };
+        if room.content.is_none() && room.snapshots.is_none() {
             tracing::debug!("containerd's directories are not visible here: no disk check");
-            Vec::new()
         }
-    };
-    for (space, need) in needs {
-        let reserve = shared.min_free_disk.of(space.total);
-        if need.saturating_add(reserve) > space.free {
-            return Err(Failure::new(
-                FailureKind::InsufficientDisk,
-                format!(
-                    "the image needs about {}, {} is to stay free (min-free-disk), and only {} of {} is free",
-                    ByteSize(need),
-                    ByteSize(reserve),
-                    ByteSize(space.free),
-                    ByteSize(space.total)
-                ),
-            ));
+        Ok(room)
+    }
+
+    /// Refuses a pull that would leave less free than the settings say, unpacked for each of the snapshotters.
+    ///
+    /// # Errors
+    /// `InsufficientDisk`.
+    pub(super) fn fits(
+        &self,
+        missing: &[&Descriptor],
+        snapshotters: &[&str],
+    ) -> Result<(), Failure> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let sum = |bytes: fn(&Descriptor) -> u64| {
+            missing
+                .iter()
+                .fold(0_u64, |sum, blob| sum.saturating_add(bytes(blob)))
+        };
+        let compressed = sum(|blob| blob.size);
+        // As a rule they are all on one disk.
+        let count = u64::try_from(snapshotters.len()).unwrap_or(u64::MAX);
+        let unpacked = sum(unpacked_bytes).saturating_mul(count);
+        let needs = match (&self.content, &self.snapshots) {
+            (Some(content), Some(snapshots)) if content.space.id != snapshots.space.id => {
+                vec![(content, compressed), (snapshots, unpacked)]
+            }
+            (Some(disk), _) | (None, Some(disk)) => {
+                vec![(disk, compressed.saturating_add(unpacked))]
+            }
+            (None, None) => Vec::new(),
+        };
+        for (Disk { space, reserve, .. }, need) in needs {
+            if need.saturating_add(*reserve) > space.free {
+                return Err(Failure::new(
+                    FailureKind::InsufficientDisk,
+                    format!(
+                        "the image needs about {}, {} is to stay free (min-free-disk), and only {} of {} is free",
+                        ByteSize(need),
+                        ByteSize(*reserve),
+                        ByteSize(space.free),
+                        ByteSize(space.total)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether as much is free as is to stay so.
+    ///
+    /// # Errors
+    /// `InsufficientDisk` when it is not: nothing in a manifest says how large a layer unpacks, and others write as well.
+    pub(super) fn is_left(&self) -> Result<(), Failure> {
+        let disks = [&self.content, &self.snapshots];
+        for Disk { dir, reserve, .. } in disks.into_iter().flatten().filter(|disk| disk.reserve > 0)
+        {
+            if let Some(Space { total, free, .. }) = space(dir)
+                && free < *reserve
+            {
+                return Err(Failure::new(
+                    FailureKind::InsufficientDisk,
+                    format!(
+                        "only {} of {} is free any more, and {} is to stay so (min-free-disk): the image is larger than its compressed size let expect, or others fill the disk",
+                        ByteSize(free),
+                        ByteSize(total),
+                        ByteSize(*reserve)
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does something that takes room for as long as there is any.
+    ///
+    /// # Errors
+    /// Those of `work`, or `InsufficientDisk`.
+    pub(super) async fn or<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let run_out = async {
+            loop {
+                tokio::time::sleep(LOOK_INTERVAL).await;
+                if let Err(failure) = self.is_left() {
+                    return failure;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            failure = run_out => Err(failure),
         }
     }
-    Ok(())
 }
 
 /// Writes everything on the snapshots' file system to the disk. What is in the content store containerd

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::client::Client;
 use super::content::{CommitError, Ingest, Opened};
+use super::disk::Room;
 use super::flights::Turn;
 use super::labels::{self, Labels};
 use super::meter::Meter;
@@ -55,6 +56,7 @@ pub(super) struct Fetcher<'a> {
     pub(super) traffic: Mutex<Traffic>,
     /// The content store's directory, if bytes may be written there without a detour.
     pub(super) store: Option<PathBuf>,
+    pub(super) room: &'a Room,
 }
 
 /// The bytes of a blob, or where else they come from and go to.

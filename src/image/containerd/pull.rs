@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 
 use super::bring::cri_alone;
+use super::disk::Room;
 use super::engine::Wants;
 use super::fetch::{Fetcher, Traffic};
 use super::lease::{Ending, Lease};
@@ -243,7 +244,8 @@ impl Pull<'_> {
             .filter(|_| request.unpack && image.manifest.is_image())
             .collect();
         self.meter.start(image, names.len());
-        disk::check(shared, &missing, &names).await?;
+        let room = Room::look(shared).await?;
+        room.fits(&missing, &names)?;
         let wants = Wants {
             unpack: request.unpack,
             encrypted: image.is_encrypted(),
@@ -269,8 +271,11 @@ impl Pull<'_> {
                 None => None,
                 Some(_) => shared.client.content_root().await?,
             },
+            room: &room,
         };
-        let (choice, download) = self.bring(&fetcher, scratch, (obstacle, wants)).await?;
+        // Boxed, as all layers' state is in it.
+        let brought = Box::pin(self.bring(&fetcher, scratch, (obstacle, wants)));
+        let (choice, download) = room.or(brought).await?;
         self.meter.committing();
         for name in names.iter().filter(|_| shared.sync_filesystem) {
             disk::sync(shared, name).await?;

@@ -14,8 +14,9 @@ use rustix::io::Errno;
 
 /// Most symbolic links in one path, as containerd has it (continuity, `fs/path.go`).
 const MAX_LINKS: usize = 255;
-/// Most directories that are kept open.
-const MAX_OPEN: usize = 256;
+/// Most directories that are kept open: of sixteen layers at once, half of the 1024 files that a process may have open if
+/// nobody says otherwise.
+const MAX_OPEN: usize = 32;
 /// Mode of directories that no header describes.
 const IMPLICIT_MODE: Mode = Mode::from_raw_mode(0o755);
 

@@ -144,7 +144,9 @@ impl Native<'_> {
             _ => Level::Upper,
         };
         let meter = self.meter.layer(OWN, number);
-        let tap = Tap::start(self.workers, &layer.digest, dir.clone(), level, meter);
+        let room = self.fetcher.room.clone();
+        let to = (dir.clone(), level);
+        let tap = Tap::start(self.workers, &layer.digest, to, room, meter);
         Ok((tap, dir))
     }
 

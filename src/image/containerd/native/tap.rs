@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
+use crate::image::containerd::disk::Room;
 use crate::image::containerd::meter::LayerMeter;
 use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
 use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
@@ -41,6 +42,8 @@ pub(in crate::image::containerd) enum UnpackError {
     Inflate(#[from] InflateError),
     #[error(transparent)]
     Untar(#[from] UntarError),
+    #[error("{}", .0.message)]
+    Room(Failure),
     #[error("its thread ended")]
     Thread,
 }
@@ -51,7 +54,7 @@ impl UnpackError {
         match self {
             Self::Inflate(_) => false,
             Self::Untar(error) => error.is_machine(),
-            Self::Thread => true,
+            Self::Room(_) | Self::Thread => true,
         }
     }
 
@@ -59,6 +62,7 @@ impl UnpackError {
     pub(super) fn failure(&self, layer: &Digest) -> Failure {
         let kind = match self {
             Self::Inflate(_) => FailureKind::InvalidReference,
+            Self::Room(failure) => failure.kind,
             Self::Untar(error) if error.is_disk_full() => FailureKind::InsufficientDisk,
             Self::Untar(error) if error.is_machine() => FailureKind::RuntimeUnavailable,
             Self::Untar(_) => FailureKind::InvalidReference,
@@ -93,12 +97,12 @@ impl Tap {
     pub(super) fn start(
         workers: &TaskTracker,
         layer: &Digest,
-        dir: PathBuf,
-        level: Level,
+        to: (PathBuf, Level),
+        room: Room,
         meter: LayerMeter,
     ) -> Self {
         let (input, pieces) = mpsc::channel(INPUT_QUEUE);
-        let threads = workers.spawn_blocking(move || unpack(pieces, dir, level, &meter));
+        let threads = workers.spawn_blocking(move || unpack(pieces, to, &room, &meter));
         Self {
             layer: layer.clone(),
             input: Some(input),
@@ -175,8 +179,8 @@ impl Tap {
 /// Inflates on this thread, hashes and unpacks on two others.
 fn unpack(
     mut pieces: mpsc::Receiver<Bytes>,
-    dir: PathBuf,
-    level: Level,
+    (dir, level): (PathBuf, Level),
+    room: &Room,
     meter: &LayerMeter,
 ) -> Result<Unpacked, UnpackError> {
     let limits = Limits::default();
@@ -186,13 +190,14 @@ fn unpack(
     let give_back_too = give_back.clone();
     std::thread::scope(|scope| {
         let hasher = scope.spawn(move || hash(&hashing, &give_back_too));
-        let extractor = scope.spawn(move || -> Result<_, UntarError> {
+        let extractor = scope.spawn(move || -> Result<_, UnpackError> {
             let mut untar = Untar::new(&dir, level, limits)?;
             for chunk in unpacking {
+                room.is_left().map_err(UnpackError::Room)?;
                 untar.write(chunk.bytes())?;
                 recycle(chunk, &give_back);
             }
-            untar.finish()
+            Ok(untar.finish()?)
         });
         let mut chunks = Chunks {
             takers: [to_hash, to_unpack],
@@ -218,7 +223,7 @@ fn unpack(
         // If the extractor gave up, the rest was not wanted; else an archive that ended too early did
         // so because its stream did.
         match (inflated, implicit) {
-            (Err(InflateError::Unwanted), Err(error)) | (Ok(()), Err(error)) => Err(error.into()),
+            (Err(InflateError::Unwanted), Err(error)) | (Ok(()), Err(error)) => Err(error),
             (Err(error), _) => Err(error.into()),
             (Ok(()), Ok(implicit)) => Ok(Unpacked { diff_id, implicit }),
         }
