@@ -237,9 +237,11 @@ pub(crate) fn each_pulled_once(told: &Told, pulls: usize) {
 /// comes again and finds its image there.
 pub(crate) async fn downloaded_once(mut nodes: Role, pulls: usize) {
     nodes.terminate().await;
-    let log = nodes.log();
-    // They are the only document over several lines; what is nested in it is indented.
-    let begin = log.find("\n{\n").expect("the figures of the simulation");
+    // They are the only document over several lines, and the first words when nothing went wrong; what is nested in
+    // it is indented.
+    let log = format!("\n{}", nodes.log());
+    let begin = log.find("\n{\n");
+    let begin = begin.unwrap_or_else(|| panic!("no figures of the simulation in {log}"));
     let mut figures = serde_json::Deserializer::from_str(&log[begin..]).into_iter::<Value>();
     let figures = figures.next().expect("figures").expect("figures as JSON");
     let figure = |name: &str| {
