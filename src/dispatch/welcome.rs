@@ -46,6 +46,12 @@ enum Found {
     Nowhere,
 }
 
+/// It may have waited for its turn or for the broker.
+fn late(node: &NodeName) -> String {
+    let seconds = ANSWER_WITHIN.as_secs_f64();
+    format!("the consumer of {node} was not made within {seconds} s; ask again")
+}
+
 /// Makes consumers, a bounded number at a time.
 #[derive(Clone)]
 pub(super) struct Welcomer {
@@ -92,7 +98,7 @@ impl Welcomer {
                 this.make_consumer(&node, remake, start_sequence).await
             };
             let made = timeout(ANSWER_WITHIN, making).await;
-            let made = made.unwrap_or_else(|_| Err("the broker does not answer".to_owned()));
+            let made = made.unwrap_or_else(|_| Err(late(&node)));
             let answer = match made {
                 Ok(()) => RegistrationReply {
                     stream: this.bus.subjects.tasks_stream(),

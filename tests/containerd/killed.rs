@@ -2,22 +2,18 @@
 //! what is there, and nothing is left over.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::snapshots::Kind;
 
-use super::node::{COLLECTION_LIMIT, Node, request, settings_at};
+use super::elsewhere::{is_asked, process, pull_asked};
+use super::node::{COLLECTION_LIMIT, Node, request};
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::generated;
 use support::registry::Registry;
 use support::wait::eventually;
-
-/// Names the folder of a containerd and the image for the process that is killed.
-const SOCKET: &str = "PREWARM_TEST_KILLED_SOCKET";
-const CERTS: &str = "PREWARM_TEST_KILLED_CERTS";
-const IMAGE: &str = "PREWARM_TEST_KILLED_IMAGE";
 
 /// Pulls that are killed on one generation of containerd: 102 in all.
 const KILLS: u64 = 34;
@@ -29,25 +25,14 @@ const MAX_ROUNDS: u64 = 150;
 /// Not a test of its own: what [`start`] runs in another process.
 #[tokio::test]
 async fn the_process_that_is_killed() {
-    let (Ok(socket), Ok(certs), Ok(image)) = (
-        std::env::var(SOCKET),
-        std::env::var(CERTS),
-        std::env::var(IMAGE),
-    ) else {
-        return;
-    };
-    let settings = settings_at(socket.into(), certs.into());
-    let runtime = prewarm::image::containerd::Containerd::connect(settings).unwrap();
-    super::node::pull(&runtime, &request(&image)).await.unwrap();
+    if is_asked() {
+        pull_asked().await;
+    }
 }
 
 /// Pulls in a process of its own.
 fn start(node: &Node, image: &str) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "killed::the_process_that_is_killed"])
-        .env(SOCKET, node.daemon.socket())
-        .env(CERTS, node.daemon.certs_dir())
-        .env(IMAGE, image)
+    process("killed::the_process_that_is_killed", node, image)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

@@ -1,19 +1,14 @@
 //! Many layers, and many directories in each: what is open at once does not grow with them.
 
-use std::process::Command;
-
 use containerd_client::services::v1::snapshots::Kind;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::node::{Node, request, settings_at};
+use super::elsewhere::{is_asked, process, pull_asked};
+use super::node::Node;
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::{Entry, Layer, Recipe};
 use support::registry::Registry;
-
-const SOCKET: &str = "PREWARM_TEST_LAYERS_SOCKET";
-const CERTS: &str = "PREWARM_TEST_LAYERS_CERTS";
-const IMAGE: &str = "PREWARM_TEST_LAYERS_IMAGE";
 
 /// More than are unpacked at once.
 const LAYERS: usize = 32;
@@ -24,21 +19,15 @@ const OPEN_FILES: u64 = 1024;
 /// Not a test of its own: what pulls, in another process.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_that_may_open_little() {
-    let (Ok(socket), Ok(certs), Ok(image)) = (
-        std::env::var(SOCKET),
-        std::env::var(CERTS),
-        std::env::var(IMAGE),
-    ) else {
+    if !is_asked() {
         return;
-    };
+    }
     let limit = Rlimit {
         current: Some(OPEN_FILES),
         maximum: Some(OPEN_FILES),
     };
     setrlimit(Resource::Nofile, limit).unwrap();
-    let settings = settings_at(socket.into(), certs.into());
-    let runtime = prewarm::image::containerd::Containerd::connect(settings).unwrap();
-    let report = super::node::pull(&runtime, &request(&image)).await.unwrap();
+    let report = pull_asked().await;
     println!("pulled by {:?}", report.engine);
 }
 
@@ -53,17 +42,8 @@ async fn an_image_of_many_layers_is_pulled_with_few_files_open() {
     };
     let recipe = Recipe::new((0..LAYERS).map(layer).collect());
     let pushed = registry.push("many", "1", &recipe.build()).await;
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "layers::the_process_that_may_open_little",
-            "--nocapture",
-        ])
-        .env(SOCKET, node.daemon.socket())
-        .env(CERTS, node.daemon.certs_dir())
-        .env(IMAGE, &pushed.by_tag)
-        .output()
-        .unwrap();
+    let test = "layers::the_process_that_may_open_little";
+    let output = process(test, &node, &pushed.by_tag).output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(printed.contains("pulled by Some(Native)"), "{output:?}");
     assert_eq!(node.snapshots(Kind::Committed).await.len(), LAYERS);

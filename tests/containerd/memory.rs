@@ -1,16 +1,11 @@
 //! What pulls use of the memory, and what is left of it afterwards.
 
-use std::process::Command;
-
-use super::node::{Node, request, settings_at};
+use super::elsewhere::{is_asked, process, pull_asked};
+use super::node::Node;
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::generated;
 use support::registry::Registry;
-
-const SOCKET: &str = "PREWARM_TEST_MEMORY_SOCKET";
-const CERTS: &str = "PREWARM_TEST_MEMORY_CERTS";
-const IMAGE: &str = "PREWARM_TEST_MEMORY_IMAGE";
 
 /// Most resident memory of a process that pulls, in KiB; and of one that has pulled, without the pages of
 /// its program, which a debug build has many of.
@@ -30,17 +25,11 @@ fn resident(field: &str) -> u64 {
 /// Not a test of its own: what is measured, in another process.
 #[tokio::test]
 async fn the_process_that_is_measured() {
-    let (Ok(socket), Ok(certs), Ok(image)) = (
-        std::env::var(SOCKET),
-        std::env::var(CERTS),
-        std::env::var(IMAGE),
-    ) else {
+    if !is_asked() {
         return;
-    };
-    let settings = settings_at(socket.into(), certs.into());
-    let runtime = prewarm::image::containerd::Containerd::connect(settings).unwrap();
+    }
     let started = std::time::Instant::now();
-    super::node::pull(&runtime, &request(&image)).await.unwrap();
+    pull_asked().await;
     println!(
         "measured {} {} {:?}",
         resident("VmHWM:"),
@@ -58,15 +47,8 @@ async fn a_large_pull_uses_no_more_memory_than_it_may() {
     let pushed = registry.push("large", "1", &image).await;
     // As a worker sets it for itself.
     let (name, value) = prewarm::cli::heap::RETURN_LARGE;
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "memory::the_process_that_is_measured",
-            "--nocapture",
-        ])
-        .env(SOCKET, node.daemon.socket())
-        .env(CERTS, node.daemon.certs_dir())
-        .env(IMAGE, &pushed.by_tag)
+    let test = "memory::the_process_that_is_measured";
+    let output = process(test, &node, &pushed.by_tag)
         .env(name, value)
         .output()
         .unwrap();
