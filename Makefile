@@ -90,14 +90,16 @@ SECONDS ?= 120
 found = target/fuzz/$(TARGET)
 cargo_fuzz = $(PARTS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz
 run_fuzz = TARGET=$(TARGET) $(cargo_fuzz) run --fuzz-dir fuzz prewarm
-.PHONY: fuzz fuzz-keep test-fuzz
+.PHONY: fuzz fuzz-keep fuzz-target test-fuzz
+fuzz-target:
+	@[ -n "$(TARGET)" ] && [ -d "fuzz/corpus/$(TARGET)" ] || { echo "TARGET says what to fuzz, one of:" $$(ls fuzz/corpus) >&2; exit 2; }
 test-fuzz: build-deps ## Run the fuzz targets on what was found and on a few mutations of it
 	$(call cargo_test,--test fuzz)
-fuzz: build-deps $(cargo_fuzz) ## Look for inputs that break TARGET, for SECONDS; what is new goes to target/fuzz
+fuzz: fuzz-target build-deps $(cargo_fuzz) ## Look for inputs that break TARGET, for SECONDS; what is new goes to target/fuzz
 	@mkdir -p $(found)
 	RUSTUP_TOOLCHAIN=nightly $(run_fuzz) $(found) fuzz/corpus/$(TARGET) -- \
 	  -max_total_time=$(SECONDS) -max_len=65536 -timeout=10 -rss_limit_mb=2048
-fuzz-keep: build-deps $(cargo_fuzz) ## Keep what was found for TARGET and reaches something new
+fuzz-keep: fuzz-target build-deps $(cargo_fuzz) ## Keep what was found for TARGET and reaches something new
 	RUSTUP_TOOLCHAIN=nightly $(run_fuzz) fuzz/corpus/$(TARGET) $(found) -- -merge=1 -max_len=4096
 $(PARTS)/cargo-fuzz-$(CARGO_FUZZ_VERSION)/bin/cargo-fuzz:
 	CARGO_TARGET_DIR=$(PARTS)/cargo-fuzz-build $(CARGO) install --locked cargo-fuzz \
