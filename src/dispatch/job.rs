@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fleet::NodeId;
-use super::slots::Resource;
+use super::slots::{Place, Resource};
 use crate::domain::failure::FailureKind;
 use crate::domain::job::{CompletionType, DEFAULT_REPEAT_SECONDS, JobSpec};
 use crate::domain::name::JobName;
@@ -46,8 +46,8 @@ impl PullState {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pull {
     pub(super) state: PullState,
-    /// Its place in line among the pulls of all jobs.
-    pub(super) ordinal: u64,
+    /// Where it is in line while it waits.
+    pub(super) place: Place,
     /// Its message in the task stream while `Active`, or a sequence before it until the broker has
     /// said which it is.
     pub(super) sequence: u64,
@@ -119,8 +119,6 @@ pub(super) struct Job {
     pub(super) bytes_elsewhere: u64,
     /// Whether the task stream may hold messages of it.
     pub(super) has_messages: bool,
-    /// The place in line of the next pull that joins the job.
-    pub(super) next_ordinal: u64,
 }
 
 impl Job {

@@ -7,7 +7,7 @@ use std::collections::btree_map::Entry;
 use super::fleet::NodeId;
 use super::input::Effect;
 use super::job::{GivenUp, Pull, PullState};
-use super::slots::{JobId, PullIndex, Resource, Turn};
+use super::slots::{JobId, Place, PullIndex, Resource, Turn};
 use super::state::Dispatcher;
 use crate::domain::failure::FailureKind;
 use crate::domain::time::Timestamp;
@@ -69,12 +69,23 @@ impl Dispatcher {
 
     pub(super) fn turn(&self, pull: PullIndex) -> Option<Turn> {
         let job = self.jobs.get(&pull.job)?;
-        let ordinal = job.pull(pull.node, pull.image)?.ordinal;
         Some(Turn {
             priority: Reverse(job.spec.priority),
-            ordinal,
+            place: job.pull(pull.node, pull.image)?.place,
             pull,
         })
+    }
+
+    /// Lets a pull that is in nobody's line wait.
+    pub(super) fn wait_at(&mut self, resource: Resource, pull: PullIndex) {
+        let Some(job) = self.jobs.get_mut(&pull.job) else {
+            return;
+        };
+        let place = self.slots.wait(resource, job.spec.priority, pull);
+        if let Some(waiting) = job.pull_mut(pull.node, pull.image) {
+            waiting.place = place;
+            waiting.state = PullState::Pending(resource);
+        }
     }
 
     /// Gives the job this node: its pulls wait until [`Dispatcher::refill`] finds slots for them.
@@ -87,12 +98,8 @@ impl Dispatcher {
         }
         let resource = Resource::Job(id);
         let pending = PullState::Pending(resource);
-        // A job that was idle does not get the turns that it did not use.
-        job.next_ordinal = job.next_ordinal.max(self.virtual_time);
         let mut pulls = Vec::with_capacity(job.spec.images.len());
         for image in 0..u8::try_from(job.spec.images.len()).unwrap_or(u8::MAX) {
-            let ordinal = job.next_ordinal;
-            job.next_ordinal += 1;
             let state = match job.outside.remove(&(node, image)) {
                 None => pending,
                 Some(None) => PullState::Succeeded,
@@ -102,27 +109,21 @@ impl Dispatcher {
                 }
             };
             job.recount(None, Some(state));
+            let pull = PullIndex {
+                job: id,
+                node,
+                image,
+            };
+            let place = if state == pending {
+                self.slots.wait(resource, job.spec.priority, pull)
+            } else {
+                Place::default()
+            };
             pulls.push(Pull {
                 state,
-                ordinal,
+                place,
                 sequence: 0,
             });
-            if state == pending {
-                let pull = PullIndex {
-                    job: id,
-                    node,
-                    image,
-                };
-                let priority = Reverse(job.spec.priority);
-                self.slots.wait(
-                    resource,
-                    Turn {
-                        priority,
-                        ordinal,
-                        pull,
-                    },
-                );
-            }
         }
         let waiting = pulls.iter().filter(|pull| pull.state == pending).count();
         if self.fleet.is_absent(node) {
@@ -278,30 +279,20 @@ impl Dispatcher {
         }
         // The job's own line comes last: a slot of a node goes to whoever waits for that node.
         for resource in freed.iter().rev() {
-            while let Some(turn) = self.slots.next(*resource) {
-                self.place(now, turn, effects);
+            while let Some(pull) = self.slots.next(*resource) {
+                self.place(now, pull, effects);
             }
         }
     }
 
     /// Releases a pull that is in nobody's line, or lets it wait at the first resource that is full.
-    fn place(&mut self, now: Timestamp, turn: Turn, effects: &mut Vec<Effect>) {
-        let pull = turn.pull;
+    fn place(&mut self, now: Timestamp, pull: PullIndex, effects: &mut Vec<Effect>) {
         let needs = self.needs(pull);
         if let Some(full) = self.slots.first_full(&needs) {
-            self.slots.wait(full, turn);
-            if let Some(pull) = self
-                .jobs
-                .get_mut(&pull.job)
-                .and_then(|job| job.pull_mut(pull.node, pull.image))
-            {
-                pull.state = PullState::Pending(full);
-            }
-            return;
+            return self.wait_at(full, pull);
         }
         let Some(task) = self.task(pull) else { return };
         self.slots.take(&needs);
-        self.virtual_time = self.virtual_time.max(turn.ordinal);
         self.activate(pull);
         self.touch(now, pull.job);
         effects.push(Effect::Release(Box::new(task)));
@@ -381,12 +372,10 @@ impl Dispatcher {
         let Some(PullState::Pending(before)) = self.state_of(pull) else {
             return;
         };
-        let resource = Resource::Job(pull.job);
         if let Some(turn) = self.turn(pull) {
             self.slots.leave(before, &turn);
-            self.slots.wait(resource, turn);
         }
-        self.set_state(pull, PullState::Pending(resource));
+        self.wait_at(Resource::Job(pull.job), pull);
     }
 
     /// Takes a released pull back: it waits again, at its job. The caller withdraws the message.
@@ -394,9 +383,7 @@ impl Dispatcher {
         let freed = self.leave_slots(pull, PullState::Active);
         let resource = Resource::Job(pull.job);
         self.set_state(pull, PullState::Pending(resource));
-        if let Some(turn) = self.turn(pull) {
-            self.slots.wait(resource, turn);
-        }
+        self.wait_at(resource, pull);
         freed
     }
 

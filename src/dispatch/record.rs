@@ -282,7 +282,6 @@ impl Job {
             bytes_registry: counted(status.bytes_registry),
             bytes_elsewhere: counted(status.bytes_elsewhere),
             has_messages: false,
-            next_ordinal: 0,
         }
     }
 }

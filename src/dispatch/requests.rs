@@ -8,7 +8,7 @@
 //! because one may have to wait for its registry: the youngest of those that are about one job wins.
 
 use super::input::{Effect, Pause, Request};
-use super::job::{Job, PullState, Stage};
+use super::job::{Job, Stage};
 use super::rounds::CutShort;
 use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
@@ -170,7 +170,6 @@ impl Dispatcher {
             bytes_registry: 0,
             bytes_elsewhere: 0,
             has_messages: false,
-            next_ordinal: 0,
         };
         let id = self.insert_job(job);
         self.begin_accepted(now, id, effects);
@@ -276,17 +275,7 @@ impl Dispatcher {
         }
         let resource = Resource::Job(id);
         for pull in pending {
-            let Some(turn) = self.turn(pull) else {
-                continue;
-            };
-            self.slots.wait(resource, turn);
-            let waiting = self
-                .jobs
-                .get_mut(&id)
-                .and_then(|job| job.pull_mut(pull.node, pull.image));
-            if let Some(waiting) = waiting {
-                waiting.state = PullState::Pending(resource);
-            }
+            self.wait_at(resource, pull);
         }
     }
 

@@ -41,7 +41,6 @@ impl Dispatcher {
         job.round_started_at = None;
         job.round_completed_at = None;
         job.events_after = self.last_event;
-        job.next_ordinal = self.virtual_time;
         for node in self.fleet.ids() {
             self.match_node(now, id, node, &mut Vec::new());
         }

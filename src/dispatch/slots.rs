@@ -4,6 +4,9 @@
 //! host and its zone (limits of the dispatcher). One that is not released waits at exactly one of
 //! them, the first that was full. When a slot comes free, whoever waits *there* longest in turn is
 //! tried again. So an event costs what it frees, not what there is: nothing scans all jobs.
+//!
+//! Jobs of one priority take turns, at every resource by itself: how much of a job waits elsewhere, or
+//! what it got there, is no reason to serve it later or sooner here.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,9 +39,19 @@ pub(super) enum Resource {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Turn {
     pub(super) priority: Reverse<i32>,
-    /// Virtual start time, as in start-time fair queueing: the n-th pull of every job that waits.
-    pub(super) ordinal: u64,
+    pub(super) place: Place,
     pub(super) pull: PullIndex,
+}
+
+/// The round in which a pull is served at a resource: every job has one pull in each.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct Place(u64);
+
+/// What a job has waiting at a resource that it shares with others.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    last: Place,
+    waiting: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -46,6 +59,47 @@ struct Slot {
     limit: u32,
     used: u32,
     waiting: BTreeSet<Turn>,
+    /// Of the jobs that wait, unless this is a job's own resource.
+    lines: BTreeMap<JobId, Line>,
+}
+
+impl Slot {
+    /// The round after the job's last one, and never the one that is being served: a job that comes
+    /// back after each of its pulls would else be served before everybody who waits.
+    fn place(&mut self, priority: Reverse<i32>, job: JobId) -> Place {
+        let first = PullIndex {
+            job: JobId(0),
+            node: NodeId(0),
+            image: 0,
+        };
+        let from = Turn {
+            priority,
+            place: Place::default(),
+            pull: first,
+        };
+        let served = self
+            .waiting
+            .range(from..)
+            .next()
+            .filter(|turn| turn.priority == priority)
+            .map_or(Place::default(), |turn| turn.place);
+        let line = self.lines.entry(job).or_insert(Line {
+            last: served,
+            waiting: 0,
+        });
+        line.last = Place(line.last.max(served).0 + 1);
+        line.waiting += 1;
+        line.last
+    }
+
+    fn left(&mut self, job: JobId) {
+        if let Some(line) = self.lines.get_mut(&job) {
+            line.waiting -= 1;
+            if line.waiting == 0 {
+                self.lines.remove(&job);
+            }
+        }
+    }
 }
 
 /// All resources. One that was never given a limit has none.
@@ -91,27 +145,41 @@ impl Slots {
         }
     }
 
-    pub(super) fn wait(&mut self, resource: Resource, turn: Turn) {
-        self.resources
-            .entry(resource)
-            .or_default()
-            .waiting
-            .insert(turn);
+    /// Lets a pull wait; its place says where it is in line, for [`Slots::leave`]. At a job's own
+    /// resource the pulls are in the order of nodes and images.
+    pub(super) fn wait(&mut self, resource: Resource, priority: i32, pull: PullIndex) -> Place {
+        let slot = self.resources.entry(resource).or_default();
+        let priority = Reverse(priority);
+        let place = match resource {
+            Resource::Job(_) => Place::default(),
+            Resource::Node(_) | Resource::Host(_) | Resource::Zone(_) => {
+                slot.place(priority, pull.job)
+            }
+        };
+        slot.waiting.insert(Turn {
+            priority,
+            place,
+            pull,
+        });
+        place
     }
 
     pub(super) fn leave(&mut self, resource: Resource, turn: &Turn) {
-        if let Some(slot) = self.resources.get_mut(&resource) {
-            slot.waiting.remove(turn);
+        if let Some(slot) = self.resources.get_mut(&resource)
+            && slot.waiting.remove(turn)
+        {
+            slot.left(turn.pull.job);
         }
     }
 
     /// The next in line, if the resource has a slot for it.
-    pub(super) fn next(&mut self, resource: Resource) -> Option<Turn> {
+    pub(super) fn next(&mut self, resource: Resource) -> Option<PullIndex> {
         let slot = self.resources.get_mut(&resource)?;
-        if slot.used < slot.limit {
-            slot.waiting.pop_first()
-        } else {
-            None
+        if slot.used >= slot.limit {
+            return None;
         }
+        let pull = slot.waiting.pop_first()?.pull;
+        slot.left(pull.job);
+        Some(pull)
     }
 }

@@ -58,8 +58,6 @@ pub struct Dispatcher {
     pub(super) zones: BTreeMap<Box<str>, u32>,
     /// Jobs whose record lags behind.
     pub(super) dirty: BTreeSet<JobId>,
-    /// The place in line of the pull released last.
-    pub(super) virtual_time: u64,
     /// The sequence of the newest event seen in the event stream.
     pub(super) last_event: u64,
     /// The sequence of the newest message known to be in the task stream.

@@ -97,6 +97,11 @@ pub enum Action {
         who: Target,
         count: u32,
     },
+    /// A worker's next answers to tasks are lost on their way.
+    LoseAcks {
+        node: usize,
+        count: u32,
+    },
     Delay {
         who: Target,
         late: Millis,
@@ -363,7 +368,7 @@ impl Planner<'_> {
         let who = self.anybody();
         let short = self.rng.range(100, 8_000);
         let long = self.rng.range(1_000, 90_000);
-        match self.rng.below(29) {
+        match self.rng.below(32) {
             0..=4 => {
                 let after = self.rng.percent(70).then(|| self.small(0, 12));
                 Action::Crash {
@@ -425,6 +430,10 @@ impl Planner<'_> {
                 node: self.rng.below(self.nodes),
                 pool: self.rng.pick(&POOLS),
                 lasts: long,
+            },
+            27..=29 => Action::LoseAcks {
+                node: self.rng.below(self.nodes),
+                count: self.small(1, 8),
             },
             _ => Action::MoveTag(self.rng.pick(&IMAGES).parse().expect("a reference")),
         }

@@ -30,7 +30,7 @@ pub struct Checks {
     pub ends: BTreeMap<EndKey, PullState>,
     /// Tasks stored by a leader that was deposed: nobody counted them.
     pub late_tasks: BTreeSet<u64>,
-    /// A deposed leader has written a record since the last one read it.
+    /// A deposed leader has written a record, or taken tasks, since the last one read them.
     pub disturbed: bool,
     finished: BTreeMap<(String, u32), Arc<JobRecord>>,
     /// The generation that each request made or found.

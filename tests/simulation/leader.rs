@@ -1,11 +1,12 @@
 //! A leadership, as `prewarm::dispatch::{load, lead, perform}` are: reads the cell back, feeds the
 //! state, and does what it asks for. Nothing is tried twice: what fails or stays unclear ends it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use prewarm::dispatch::state::{Dispatcher, Settings};
 use prewarm::dispatch::{Effect, Input, ReplyToken, Request};
 use prewarm::domain::name::NodeName;
+use prewarm::domain::node::NodeFacts;
 use prewarm::domain::time::Timestamp;
 use prewarm::wire::worker::Registration;
 
@@ -86,6 +87,8 @@ pub struct Leader {
     audit_at: Millis,
     audit: Option<Ticket>,
     next_reply: u64,
+    /// What the nodes were, in turn, while what is being done was decided.
+    pub believed: Vec<BTreeMap<NodeName, NodeFacts>>,
 }
 
 impl Leader {
@@ -113,6 +116,7 @@ impl Leader {
             audit_at: 0,
             audit: None,
             next_reply: 0,
+            believed: Vec::new(),
         }
     }
 
@@ -427,6 +431,7 @@ impl Leader {
             let mut effects = Vec::new();
             let now = self.clock.wall(net.now);
             let any_known = !known.is_empty();
+            self.believed = vec![self.nodes()];
             for input in known {
                 self.state.handle(now, input, &mut effects);
             }
@@ -479,8 +484,12 @@ impl Leader {
                 format!("{who:?} takes {}", crate::describe::input(&input))
             });
             let looked = matches!(input, Input::Kept { .. });
+            let registered = matches!(input, Input::Registered { .. });
             let before = effects.len();
             self.state.handle(now, input, effects);
+            if registered {
+                self.believed.push(self.nodes());
+            }
             if looked && effects.len() > before {
                 net.counters.bump("a lost task was released again");
             }
@@ -493,6 +502,11 @@ impl Leader {
             crate::describe::count(net, effect);
         }
         true
+    }
+
+    fn nodes(&self) -> BTreeMap<NodeName, NodeFacts> {
+        let nodes = self.state.view().nodes.into_iter();
+        nodes.map(|(name, node)| (name, node.facts)).collect()
     }
 
     fn arm(&mut self, net: &mut Net) {

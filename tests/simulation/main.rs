@@ -45,7 +45,7 @@ use counters::Counters;
 use runs::{Runs, run_seed};
 
 /// Steps of a run that nobody asked for.
-const DEFAULT_STEPS: u64 = 1_500_000;
+const DEFAULT_STEPS: u64 = 2_000_000;
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;

@@ -94,6 +94,7 @@ impl World {
                 self.net.link(to(self, who)).lose_answers += count
             }
             Action::RepeatAcks { who, count } => self.net.link(to(self, who)).repeat += count,
+            Action::LoseAcks { node, count } => self.net.link(Who::Worker(node)).lose_acks += count,
             Action::Delay { who, late } => self.net.link(to(self, who)).delays.push(late),
             Action::LoseCore { count } => self.net.lose_core += count,
             Action::RestartBroker { down } => {
@@ -185,6 +186,7 @@ impl World {
             link.lose_questions = 0;
             link.lose_answers = 0;
             link.repeat = 0;
+            link.lose_acks = 0;
             link.delays.clear();
         }
         self.net.lose_core = 0;

@@ -261,6 +261,8 @@ pub struct Link {
     pub lose_questions: u32,
     /// So many answers are lost on their way.
     pub lose_answers: u32,
+    /// So many acks are lost on their way.
+    pub lose_acks: u32,
     /// So many acks arrive twice.
     pub repeat: u32,
     /// The next questions that change something take so much longer.
@@ -382,8 +384,13 @@ impl Net {
         let now = self.now;
         let is_ack = matches!(ask, Ask::Answer { .. });
         let link = self.link(from.who);
-        if link.lose_questions > 0 {
-            link.lose_questions -= 1;
+        let loses = if is_ack && link.lose_acks > 0 {
+            &mut link.lose_acks
+        } else {
+            &mut link.lose_questions
+        };
+        if *loses > 0 {
+            *loses -= 1;
             if is_ack {
                 self.counters.bump("an ack was lost");
             }

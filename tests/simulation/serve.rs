@@ -191,31 +191,30 @@ impl World {
                 Ok(())
             }
             Payload::Task(task) => {
-                let mut nodes = invariants::node_facts(&self.broker);
-                let known = self.leader().map(|leader| leader.state.view().nodes);
-                for (name, record) in known.unwrap_or_default() {
-                    let mut facts = record.facts;
-                    // What was decided before the node came back smaller, or held, is released after it.
-                    let recorded = nodes.get(&name);
-                    let capacity = recorded.map_or(0, |facts| facts.capacity);
-                    facts.capacity = facts.capacity.max(capacity);
-                    facts.waiting = recorded
-                        .and_then(|facts| facts.waiting.clone())
-                        .and(facts.waiting);
-                    nodes.insert(name, facts);
-                }
                 if let Some(digest) = &task.digest
                     && !self.net.registry.has_had(&task.image, digest)
                 {
                     return Err(format!("{} was never {digest}", task.image));
                 }
-                self.checks.released(
-                    &self.broker,
-                    self.settings,
-                    &nodes,
-                    task,
-                    &mut self.net.counters,
-                )
+                // What was decided before a node came back smaller, or held, is released after it.
+                let believed = self.leader().map(|leader| leader.believed.clone());
+                let believed = believed
+                    .filter(|believed| !believed.is_empty())
+                    .unwrap_or_else(|| vec![invariants::node_facts(&self.broker)]);
+                let mut verdict = Ok(());
+                for nodes in believed {
+                    verdict = self.checks.released(
+                        &self.broker,
+                        self.settings,
+                        &nodes,
+                        task,
+                        &mut self.net.counters,
+                    );
+                    if verdict.is_ok() {
+                        break;
+                    }
+                }
+                verdict
             }
             Payload::TaskEvent(event) => {
                 self.checks.task_event(event, &mut self.net.counters);
@@ -267,6 +266,8 @@ impl World {
     pub fn purge(&mut self, stream: &'static str, filter: &str, before: Option<u64>, late: bool) {
         let now = self.net.now;
         let purged = self.broker.purge(stream, filter, before);
+        // As after a purge by a user: until it looks through the stream, a dispatcher knows of more than there is.
+        self.checks.disturbed |= late && purged > 0;
         self.net.trace.line(now, || {
             format!("broker purged {purged} of {filter}, late {late}")
         });

@@ -363,12 +363,13 @@ impl Cell {
         format!("{}/{}", key.node, task.image.repository())
     }
 
-    /// A pull that is released to this node and unfinished: its job and image.
+    /// The pull that was released to this node first, of those that are unfinished: its job and image.
     pub(super) fn unfinished_on(&self, on: &str) -> Option<(JobName, String)> {
         let pulls = self.dispatcher.view().pulls;
-        let mut active = pulls.iter().filter(|(_, state)| **state == "active");
-        let (key, _) = active.find(|(key, _)| key.node == node(on))?;
-        let (_, task) = &self.tasks[key];
+        let of_node = pulls.iter().filter(|(key, _)| key.node == node(on));
+        let active = of_node.filter(|(_, state)| **state == "active");
+        let tasks = active.filter_map(|(key, _)| Some((key, self.tasks.get(key)?)));
+        let (key, (_, task)) = tasks.min_by_key(|(_, (sequence, _))| *sequence)?;
         Some((key.job.clone(), task.image.to_string()))
     }
 

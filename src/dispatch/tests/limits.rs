@@ -143,6 +143,80 @@ fn a_job_that_was_idle_gets_no_more_than_its_turn() {
     assert!((3..=7).contains(&of_one), "{of_one} of 10");
 }
 
+/// Ends pulls one by one, on the nodes in turn, until the job has ended; says how many those were.
+fn serve_until_ended(cell: &mut Cell, name: &str) -> usize {
+    let mut ended = 0;
+    for on in TEN.into_iter().cycle().take(10_000) {
+        if cell.record(name).status.phase.is_finished() {
+            return ended;
+        }
+        if let Some(next) = cell.unfinished_on(on) {
+            cell.succeed(next.0.as_str(), on, &next.1);
+            ended += 1;
+        }
+    }
+    panic!("{name} starves: {:?}", cell.record(name).status);
+}
+
+#[test]
+fn a_small_job_takes_its_turn_on_every_node_beside_a_large_one() {
+    for already in [0, 40, 200] {
+        let mut cell = Cell::new();
+        for on in TEN {
+            cell.join_with(on, &[], 1);
+        }
+        cell.submit("one", |spec| {
+            spec.parallelism = Amount::Count(1_000);
+            spec.images = many("one", 50);
+        });
+        for number in 0..already {
+            // As if these nodes were the fast ones.
+            serve(&mut cell, TEN[5 + number % 5], 1);
+        }
+        cell.submit("small", |_| {});
+        // Each node has three pulls of the large one, and its next turn may be that one's too.
+        let ended = serve_until_ended(&mut cell, "small");
+        assert!(ended <= 60, "after {already}, {ended} pulls ended first");
+    }
+}
+
+#[test]
+fn a_hundred_jobs_share_every_node() {
+    let mut cell = Cell::new();
+    cell.join_with("a", &[], 1);
+    cell.join_with("b", &[], 1);
+    for number in 0..100 {
+        cell.submit(&format!("job-{number:03}"), |spec| {
+            spec.images = many(&format!("job{number}"), if number < 50 { 20 } else { 2 });
+        });
+    }
+    let mut served = std::collections::BTreeMap::new();
+    for _ in 0..200 {
+        let (name, image) = cell.unfinished_on("b").expect("a released pull");
+        cell.succeed(name.as_str(), "b", &image);
+        *served.entry(name).or_insert(0) += 1;
+    }
+    assert_eq!(served.len(), 100, "jobs that got something");
+    // The first job had the node for itself when it came.
+    let most = served.values().max();
+    assert!(most <= Some(&6), "{served:?}");
+}
+
+#[test]
+fn jobs_of_one_host_share_it_whatever_their_nodes_are() {
+    let mut cell = Cell::with(Settings {
+        host_limit: Some(2),
+        ..Settings::default()
+    });
+    for on in TEN {
+        cell.join(on);
+    }
+    cell.submit("one", |spec| spec.images = many("one", 30));
+    cell.submit("small", |_| {});
+    let ended = serve_until_ended(&mut cell, "small");
+    assert!(ended <= 30, "{ended} ended first");
+}
+
 #[test]
 fn a_registry_host_serves_so_many_pulls_of_all_jobs() {
     let mut cell = Cell::with(Settings {
