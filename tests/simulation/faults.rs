@@ -382,7 +382,7 @@ impl Planner<'_> {
                 who,
                 still: self.rng.range(500, 20_000),
             },
-            9 | 10 => Action::Relabel {
+            9 | 10 | 25 => Action::Relabel {
                 node: self.rng.below(self.nodes),
                 pool: self.rng.pick(&POOLS),
                 zone: self.rng.pick(&ZONES),
@@ -419,12 +419,6 @@ impl Planner<'_> {
                 who: Target::Leader,
                 what: self.rng.pick(&MOMENTS),
                 down: short,
-            },
-            25 => Action::Relabel {
-                node: self.rng.below(self.nodes),
-                pool: self.rng.pick(&POOLS),
-                zone: self.rng.pick(&ZONES),
-                capacity: self.small(1, 4),
             },
             26 => Action::Hold {
                 node: self.rng.below(self.nodes),
