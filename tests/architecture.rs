@@ -21,10 +21,11 @@ const ROOMS: [(&str, &[&str]); 11] = [
 ];
 
 /// Rooms and files that decide: no clock, no randomness, no I/O.
-const PURE: [&str; 30] = [
+const PURE: [&str; 31] = [
     "domain",
     "wire",
     "dispatch/census.rs",
+    "dispatch/failed.rs",
     "dispatch/fleet.rs",
     "dispatch/input.rs",
     "dispatch/job.rs",

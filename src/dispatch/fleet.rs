@@ -12,6 +12,15 @@ use crate::wire::record::{NodePresence, NodeRecord};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct NodeId(pub(super) u32);
 
+/// Why nothing is released to a node, whatever slots are free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Away {
+    /// It is not there.
+    Absent,
+    /// Whoever runs it wants it left alone for now.
+    Held,
+}
+
 /// One node.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -28,6 +37,14 @@ pub(super) struct Node {
 impl Node {
     pub(super) fn is_absent(&self) -> bool {
         self.presence == NodePresence::Absent
+    }
+
+    pub(super) fn away(&self) -> Option<Away> {
+        if self.is_absent() {
+            Some(Away::Absent)
+        } else {
+            self.facts.waiting.as_ref().map(|_| Away::Held)
+        }
     }
 
     pub(super) fn zone(&self) -> Option<&str> {
@@ -96,6 +113,10 @@ impl Fleet {
         let absent = self.nodes.values().filter(|node| node.is_absent()).count();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         (number(self.nodes.len() - absent), number(absent))
+    }
+
+    pub(super) fn away(&self, id: NodeId) -> Option<Away> {
+        self.nodes.get(&id).map_or(Some(Away::Absent), Node::away)
     }
 
     pub(super) fn is_absent(&self, id: NodeId) -> bool {

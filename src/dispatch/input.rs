@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::domain::image::ImageRef;
 use crate::domain::name::{JobName, NodeName};
 use crate::domain::time::Timestamp;
+use crate::domain::trace::TraceContext;
 use crate::wire::event::{JobEvent, JobEventKind, NodeEvent, Problem, TaskEvent};
 use crate::wire::manifest::{Rejection, Submission};
 use crate::wire::record::{JobRecord, NodeRecord, ResolvedImage, RunTrace};
@@ -170,6 +171,16 @@ pub enum Effect {
         /// The fact.
         event: Box<NodeEvent>,
     },
+    /// Tell the end of a pull that no worker has ended; before the record that counts it, so that whoever reads back
+    /// finds the pull ended too.
+    TellPull {
+        /// When it happened.
+        time: Timestamp,
+        /// The fact.
+        event: Box<TaskEvent>,
+        /// The trace of the job's round.
+        traceparent: Option<TraceContext>,
+    },
     /// Store a pull's message; there is none on its subject now. Who stores it may put
     /// spans of its own between it and the one that it hangs under.
     Release(Box<PullTask>),
@@ -223,6 +234,7 @@ impl Effect {
             Self::Release(_)
             | Self::TellJob { .. }
             | Self::TellNode { .. }
+            | Self::TellPull { .. }
             | Self::PutNode(_)
             | Self::Resolve { .. }
             | Self::Revoke { .. } => false,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::fleet::NodeId;
+use super::fleet::{Away, NodeId};
 use super::slots::{Place, Resource};
 use crate::domain::failure::FailureKind;
 use crate::domain::job::{CompletionType, DEFAULT_REPEAT_SECONDS, JobSpec};
@@ -48,6 +48,8 @@ pub(super) struct Pull {
     pub(super) state: PullState,
     /// Where it is in line while it waits.
     pub(super) place: Place,
+    /// Attempts that its worker has told of, as far as this dispatcher has heard.
+    pub(super) attempts: u16,
     /// Its message in the task stream while `Active`, or a sequence before it until the broker has
     /// said which it is.
     pub(super) sequence: u64,
@@ -112,6 +114,8 @@ pub(super) struct Job {
     pub(super) nodes: NodeCounts,
     /// Pending pulls on nodes that are absent.
     pub(super) pending_absent: u32,
+    /// Pending pulls on nodes that are there and held.
+    pub(super) pending_held: u32,
     pub(super) failures: BTreeMap<FailureKind, Failures>,
     /// The groups of a finished job, whose pulls are no longer known one by one.
     pub(super) final_failures: Vec<FailureGroup>,
@@ -155,9 +159,12 @@ impl Job {
         self.pulls.get_mut(&node)?.get_mut(usize::from(image))
     }
 
-    /// Pulls that wait for something other than the return of a node.
-    pub(super) fn pending_present(&self) -> u32 {
-        self.counts.pending - self.pending_absent
+    /// How many pulls wait for nodes that are away like this.
+    pub(super) fn pending_on(&mut self, away: Option<Away>) -> Option<&mut u32> {
+        match away? {
+            Away::Absent => Some(&mut self.pending_absent),
+            Away::Held => Some(&mut self.pending_held),
+        }
     }
 
     /// How many pulls may be released and unfinished at once, now.
@@ -171,11 +178,8 @@ impl Job {
 
     /// Whether more nodes failed than the failure policy allows.
     pub(super) fn failed_too_often(&self) -> bool {
-        let limit = self
-            .spec
-            .failure_policy
-            .map(|policy| policy.max_failed.of(self.nodes.desired));
-        limit.is_some_and(|limit| self.nodes.failed > limit)
+        let allowed = self.spec.failure_policy.map(|policy| policy.max_failed);
+        allowed.is_some_and(|allowed| allowed.is_exceeded_by(self.nodes.failed, self.nodes.desired))
     }
 
     pub(super) fn phase(&self) -> JobPhase {
@@ -184,7 +188,7 @@ impl Job {
             Stage::Finished(_) => JobPhase::Completed,
             _ if self.paused => JobPhase::Paused,
             Stage::Resolving => JobPhase::Resolving,
-            Stage::Running if self.round_completed_at.is_some() && self.is_quiet() => {
+            Stage::Running if self.round_completed_at.is_some() && self.round_is_quiet() => {
                 JobPhase::Idle
             }
             Stage::Running => JobPhase::Running,
@@ -193,7 +197,13 @@ impl Job {
 
     /// Whether nothing is released and nothing waits but for absent nodes.
     pub(super) fn is_quiet(&self) -> bool {
-        self.counts.active == 0 && self.pending_present() == 0
+        self.counts.active == 0 && self.counts.pending == self.pending_absent
+    }
+
+    /// Whether a round has nothing to wait for: one node that is held for days must not keep all others
+    /// from their next round.
+    pub(super) fn round_is_quiet(&self) -> bool {
+        self.counts.active == 0 && self.counts.pending == self.pending_absent + self.pending_held
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
@@ -332,6 +342,7 @@ impl Job {
         self.counts = Counts::default();
         self.nodes = NodeCounts::default();
         self.pending_absent = 0;
+        self.pending_held = 0;
         self.failures.clear();
         self.final_failures.clear();
         self.bytes_registry = 0;

@@ -19,6 +19,7 @@ mod buckets;
 mod census;
 mod clock;
 mod ends;
+mod failed;
 mod fleet;
 mod follow;
 mod input;

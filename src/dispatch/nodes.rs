@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::fleet::{Node, NodeId};
 use super::input::{Effect, ReplyToken};
-use super::job::PullState;
+use super::job::{Job, PullState};
 use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
 use super::timers::Timer;
@@ -21,6 +21,8 @@ use crate::wire::worker::{GONE_AFTER_SECONDS, Heartbeat, PullId, Registration, R
 const GONE_AFTER: Duration = Duration::from_secs(GONE_AFTER_SECONDS);
 /// Silence after which a node is forgotten: its record and consumer go, and no job counts it.
 pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// When it is thought of again, if a job still counts on it.
+const FORGOTTEN_LATER: Duration = Duration::from_secs(60 * 60);
 
 impl Dispatcher {
     /// A worker announced itself: a new node, one that is back, or one that is there already.
@@ -92,14 +94,14 @@ impl Dispatcher {
         instance: String,
         facts: crate::domain::node::NodeFacts,
     ) -> bool {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return false;
-        };
-        node.last_heard = now;
-        let changed = node.facts != facts || node.instance != instance || node.is_absent();
-        node.instance = instance;
-        node.facts = facts;
-        changed
+        self.change_node(id, |node| {
+            node.last_heard = now;
+            let changed = node.facts != facts || node.instance != instance || node.is_absent();
+            node.instance = instance;
+            node.facts = facts;
+            changed
+        })
+        .unwrap_or_default()
     }
 
     /// Moves what the node holds from one zone's slots to the other's, and what waits for the old
@@ -177,10 +179,9 @@ impl Dispatcher {
         let Some(node) = self.fleet.get(id) else {
             return;
         };
-        let limit = if node.is_absent() || node.facts.waiting.is_some() {
-            0
-        } else {
-            node.facts.capacity + self.settings.lookahead
+        let limit = match node.away() {
+            Some(_) => 0,
+            None => node.facts.capacity + self.settings.lookahead,
         };
         self.slots.set_limit(Resource::Node(id), limit);
     }
@@ -239,24 +240,33 @@ impl Dispatcher {
     }
 
     fn set_presence(&mut self, now: Timestamp, id: NodeId, presence: NodePresence) {
-        let Some(node) = self.fleet.get_mut(id) else {
-            return;
-        };
-        node.presence = presence;
-        node.since = now;
+        self.change_node(id, |node| {
+            node.presence = presence;
+            node.since = now;
+        });
+    }
+
+    /// Changes a node, and what jobs count of pulls that wait for it; `None` if there is none.
+    fn change_node<T>(&mut self, id: NodeId, change: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        let node = self.fleet.get_mut(id)?;
+        let before = node.away();
+        let said = change(node);
+        let after = node.away();
+        if before == after {
+            return Some(said);
+        }
         for job in self.jobs.values_mut() {
-            let Some(pulls) = job.pulls.get(&id) else {
-                continue;
-            };
-            let pending = pulls
-                .iter()
-                .filter(|pull| matches!(pull.state, PullState::Pending(_)));
+            let pulls = job.pulls.get(&id).into_iter().flatten();
+            let pending = pulls.filter(|pull| matches!(pull.state, PullState::Pending(_)));
             let pending = u32::try_from(pending.count()).unwrap_or(u32::MAX);
-            match presence {
-                NodePresence::Present => job.pending_absent -= pending,
-                NodePresence::Absent => job.pending_absent += pending,
+            if let Some(count) = job.pending_on(before) {
+                *count -= pending;
+            }
+            if let Some(count) = job.pending_on(after) {
+                *count += pending;
             }
         }
+        Some(said)
     }
 
     /// A worker lives. What it holds and nobody wants is revoked, pulls and pins, so that a lost word is said again.
@@ -391,6 +401,14 @@ impl Dispatcher {
             return;
         };
         if node.since.after(FORGOTTEN_AFTER) > now {
+            return;
+        }
+        // A job that can still end counts its pulls until then; whoever forgot them would say that all went well.
+        let counts =
+            |job: &Job| !job.is_finished() && !job.repeats() && job.pulls.contains_key(&id);
+        if self.jobs.values().any(counts) {
+            self.timers
+                .set(now.after(FORGOTTEN_LATER), Timer::NodeForgotten(id));
             return;
         }
         let name = node.name.clone();

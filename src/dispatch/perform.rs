@@ -157,6 +157,11 @@ impl Performer {
                 trace,
             } => self.tell_job(id, time, *event, trace).await,
             Effect::TellNode { id, time, event } => self.tell_node(id, time, *event).await,
+            Effect::TellPull {
+                time,
+                event,
+                traceparent,
+            } => self.tell_pull(time, *event, traceparent).await,
             Effect::Release(task) => self.release(*task).await,
             Effect::WithdrawJob(name) => self.withdraw(self.bus.subjects.tasks_of_job(&name)).await,
             Effect::WithdrawPull(key) => self.withdraw_pulls(vec![key]).await,

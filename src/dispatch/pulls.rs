@@ -1,15 +1,15 @@
 //! Releasing pulls, taking their results, withdrawing them.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeSet, BinaryHeap};
 
+use super::failed::given_up;
 use super::fleet::NodeId;
 use super::input::Effect;
-use super::job::{GivenUp, Pull, PullState};
-use super::slots::{JobId, Place, PullIndex, Resource, Turn};
+use super::job::{Pull, PullState};
+use super::slots::{JobId, Place, PullIndex, Resource, Slots, Turn};
 use super::state::Dispatcher;
-use crate::domain::failure::FailureKind;
 use crate::domain::time::Timestamp;
 use crate::wire::event::{PullState as Reported, TaskEvent};
 use crate::wire::subject::PullKey;
@@ -122,12 +122,13 @@ impl Dispatcher {
             pulls.push(Pull {
                 state,
                 place,
+                attempts: 0,
                 sequence: 0,
             });
         }
         let waiting = pulls.iter().filter(|pull| pull.state == pending).count();
-        if self.fleet.is_absent(node) {
-            job.pending_absent += u32::try_from(waiting).unwrap_or(u32::MAX);
+        if let Some(count) = job.pending_on(self.fleet.away(node)) {
+            *count += u32::try_from(waiting).unwrap_or(u32::MAX);
         }
         job.pulls.insert(node, pulls.into());
         job.tally_node(node, true);
@@ -166,14 +167,16 @@ impl Dispatcher {
             }
             freed.extend(self.leave_slots(pull, state));
         }
-        let absent = self.fleet.is_absent(node);
+        let away = self.fleet.away(node);
         if let Some(job) = self.jobs.get_mut(&id) {
             job.tally_node(node, false);
             let pulls = job.pulls.remove(&node).unwrap_or_default();
             for (image, pull) in (0u8..).zip(pulls) {
                 job.keep_outside(node, image, pull.state);
-                if absent && matches!(pull.state, PullState::Pending(_)) {
-                    job.pending_absent -= 1;
+                if let Some(count) = job.pending_on(away)
+                    && matches!(pull.state, PullState::Pending(_))
+                {
+                    *count -= 1;
                 }
                 job.recount(Some(pull.state), None);
             }
@@ -250,7 +253,7 @@ impl Dispatcher {
 
     /// Moves a pull to another state and keeps every count right.
     pub(super) fn set_state(&mut self, pull: PullIndex, to: PullState) {
-        let absent = self.fleet.is_absent(pull.node);
+        let away = self.fleet.away(pull.node);
         let Some(job) = self.jobs.get_mut(&pull.job) else {
             return;
         };
@@ -265,22 +268,32 @@ impl Dispatcher {
             }
         }
         job.tally_node(pull.node, true);
-        if absent {
+        if let Some(count) = job.pending_on(away) {
             let pending = |state| u32::from(matches!(state, PullState::Pending(_)));
-            job.pending_absent = job.pending_absent + pending(to) - pending(from);
+            *count = *count + pending(to) - pending(from);
         }
         job.recount(Some(from), Some(to));
     }
 
-    /// Lets whoever waits at these resources try again, in turn.
+    /// Lets whoever waits at these resources try again: the highest priority first, wherever it waits.
     pub(super) fn refill(&mut self, now: Timestamp, freed: &[Resource], effects: &mut Vec<Effect>) {
         if !self.leading {
             return;
         }
-        // The job's own line comes last: a slot of a node goes to whoever waits for that node.
-        for resource in freed.iter().rev() {
-            while let Some(pull) = self.slots.next(*resource) {
+        // Of one priority, a job's own line comes last: a slot of a node goes to whoever waits for it.
+        let call = |slots: &Slots, resource: Resource| {
+            let is_shared = !matches!(resource, Resource::Job(_));
+            let priority = slots.next_priority(resource)?;
+            Some((priority, is_shared, Reverse(resource)))
+        };
+        let freed = freed
+            .iter()
+            .filter_map(|resource| call(&self.slots, *resource));
+        let mut calls: BinaryHeap<_> = freed.collect();
+        while let Some((_, _, Reverse(resource))) = calls.pop() {
+            if let Some(pull) = self.slots.next(resource) {
                 self.place(now, pull, effects);
+                calls.extend(call(&self.slots, resource));
             }
         }
     }
@@ -344,7 +357,7 @@ impl Dispatcher {
         }
     }
 
-    fn task(&self, pull: PullIndex) -> Option<PullTask> {
+    pub(super) fn task(&self, pull: PullIndex) -> Option<PullTask> {
         let job = self.jobs.get(&pull.job)?;
         let index = usize::from(pull.image);
         Some(PullTask {
@@ -400,7 +413,7 @@ impl Dispatcher {
         let Some((id, job)) = self.job(&event.job) else {
             return;
         };
-        if !event.state.is_terminal() || job.is_finished() || !job.is_run(&event.run) {
+        if job.is_finished() || !job.is_run(&event.run) {
             return;
         }
         let image = job.image_index(&event.image.token());
@@ -412,6 +425,9 @@ impl Dispatcher {
             node,
             image,
         };
+        if !event.state.is_terminal() {
+            return self.note_attempt(pull, event.attempt);
+        }
         let Some(state) = self.state_of(pull) else {
             self.note_outside(pull, event);
             return;
@@ -456,26 +472,4 @@ impl Dispatcher {
             job.bytes_elsewhere += result.bytes_elsewhere;
         }
     }
-
-    pub(super) fn note_failure(&mut self, pull: PullIndex, given_up: GivenUp) {
-        if let Some(job) = self.jobs.get_mut(&pull.job) {
-            job.note_failure(pull.node, pull.image, given_up);
-        }
-    }
-}
-
-/// Why the worker gave the pull up; `None` if it did not.
-fn given_up(event: &TaskEvent) -> Option<GivenUp> {
-    if event.state != Reported::Failed {
-        return None;
-    }
-    let (kind, message) = match &event.failure {
-        Some(failure) => (failure.kind, failure.message.as_str()),
-        None => (FailureKind::Internal, "the worker gave no reason"),
-    };
-    Some(GivenUp {
-        kind,
-        attempts: event.attempt,
-        message: message.to_owned(),
-    })
 }

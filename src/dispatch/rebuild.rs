@@ -114,17 +114,21 @@ impl Dispatcher {
                 self.withdraw_node(now, node, effects);
             }
         }
-        for id in jobs {
-            self.update_job_limit(id);
-            self.arm_job_timers(id);
+        for id in &jobs {
+            self.update_job_limit(*id);
+            self.arm_job_timers(*id);
             if self
                 .jobs
-                .get(&id)
+                .get(id)
                 .is_some_and(|job| job.stage == Stage::Resolving)
             {
-                self.ask_to_resolve(id, effects);
+                self.ask_to_resolve(*id, effects);
             }
-            self.refill(now, &[Resource::Job(id)], effects);
+        }
+        // All together: a node's first slots are for the highest priority, not for the first job.
+        let all: Vec<Resource> = jobs.iter().copied().map(Resource::Job).collect();
+        self.refill(now, &all, effects);
+        for id in jobs {
             self.check_job(now, id, effects);
         }
     }

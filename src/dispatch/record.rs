@@ -165,8 +165,10 @@ impl Job {
                 text.push_str(&format!(", {count} {what}"));
             }
         }
-        if self.pending_absent > 0 {
-            text.push_str(&format!(", {} wait for absent nodes", self.pending_absent));
+        for (count, what) in [(self.pending_absent, "absent"), (self.pending_held, "held")] {
+            if count > 0 {
+                text.push_str(&format!(", {count} wait for {what} nodes"));
+            }
         }
         let unresolved = self
             .images
@@ -273,6 +275,7 @@ impl Job {
                 Default::default()
             },
             pending_absent: 0,
+            pending_held: 0,
             failures: std::collections::BTreeMap::new(),
             final_failures: if finished {
                 status.failures

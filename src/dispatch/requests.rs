@@ -165,6 +165,7 @@ impl Dispatcher {
             counts: Counts::default(),
             nodes: NodeCounts::default(),
             pending_absent: 0,
+            pending_held: 0,
             failures: std::collections::BTreeMap::new(),
             final_failures: Vec::new(),
             bytes_registry: 0,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::input::Effect;
-use super::job::{GivenUp, Job, PullState, Stage};
+use super::job::{Job, PullState, Stage};
 use super::slots::{JobId, PullIndex, Resource};
 use super::state::Dispatcher;
 use super::timers::Timer;
@@ -131,28 +131,15 @@ impl Dispatcher {
         }
         let message = format!("the node was gone for more than {} s", patience.as_secs());
         for pull in waited_for {
-            self.fail(pull, FailureKind::NodeAbsent, &message);
+            self.fail(now, pull, FailureKind::NodeAbsent, &message, effects);
         }
         if let Some(job) = self.jobs.get(&id) {
-            let outcome = outcome(job);
+            let outcome = match job.failed_too_often() {
+                true => Outcome::Failed,
+                false => outcome(job),
+            };
             self.finish(now, id, outcome, effects);
         }
-    }
-
-    /// Gives an unfinished pull up; says what came free.
-    fn fail(&mut self, pull: PullIndex, kind: FailureKind, message: &str) -> Vec<Resource> {
-        let mut freed = Vec::new();
-        if let Some(state) = self.state_of(pull).filter(|state| !state.is_terminal()) {
-            freed = self.leave_slots(pull, state);
-            self.set_state(pull, PullState::Failed);
-            let given_up = GivenUp {
-                kind,
-                attempts: 0,
-                message: message.to_owned(),
-            };
-            self.note_failure(pull, given_up);
-        }
-        freed
     }
 
     pub(super) fn check_deadline(&mut self, now: Timestamp, id: JobId, effects: &mut Vec<Effect>) {
@@ -182,7 +169,7 @@ impl Dispatcher {
         for pull in unfinished(id, job) {
             if why == CutShort::Deadline {
                 let message = "the job's deadline passed before the pull ended";
-                freed.extend(self.fail(pull, FailureKind::DeadlineExceeded, message));
+                freed.extend(self.fail(now, pull, FailureKind::DeadlineExceeded, message, effects));
             } else if let Some(state) = self.state_of(pull) {
                 freed.extend(self.leave_slots(pull, state));
                 self.set_state(pull, PullState::Cancelled);
@@ -233,13 +220,13 @@ impl Dispatcher {
         self.arm_job_timers(id);
     }
 
-    /// `Never`: the round ends when every node that is there has had its turn. Nodes that come
+    /// `Never`: the round ends when every node that is there and not held has had its turn. Nodes that come
     /// later still get the images; only their messages have to be cleared away again.
     fn check_round(&mut self, now: Timestamp, id: JobId, effects: &mut Vec<Effect>) {
         let Some(job) = self.jobs.get_mut(&id) else {
             return;
         };
-        if !job.is_quiet() {
+        if !job.round_is_quiet() {
             return;
         }
         if job.counts.finished() == 0 {
@@ -273,7 +260,7 @@ impl Dispatcher {
             return;
         };
         let due = job.next_round_at().is_some_and(|at| at <= now);
-        if job.stage != Stage::Running || job.paused || !job.is_quiet() {
+        if job.stage != Stage::Running || job.paused || !job.round_is_quiet() {
             // The end of the round, or a resume, arms the timer again.
             return;
         }
@@ -372,6 +359,10 @@ impl Dispatcher {
 }
 
 fn outcome(job: &Job) -> Outcome {
+    // The workers, or a dispatcher before this one, may be the first to say so.
+    if job.failures.contains_key(&FailureKind::DeadlineExceeded) {
+        return Outcome::DeadlineExceeded;
+    }
     match (job.counts.succeeded, job.counts.failed) {
         (_, 0) => Outcome::Succeeded,
         (0, _) => Outcome::Failed,

@@ -172,6 +172,13 @@ impl Slots {
         }
     }
 
+    /// The priority of the next in line, if the resource has a slot for it.
+    pub(super) fn next_priority(&self, resource: Resource) -> Option<i32> {
+        let slot = self.resources.get(&resource)?;
+        let next = slot.waiting.first()?;
+        (slot.used < slot.limit).then_some(next.priority.0)
+    }
+
     /// The next in line, if the resource has a slot for it.
     pub(super) fn next(&mut self, resource: Resource) -> Option<PullIndex> {
         let slot = self.resources.get_mut(&resource)?;

@@ -8,8 +8,9 @@ use super::perform::{Done, Performer, encode};
 use super::spans;
 use crate::domain::time::Timestamp;
 use crate::domain::trace::{TRACEPARENT, TraceContext};
-use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent};
+use crate::wire::event::{CONTENT_TYPE, Event, JobEvent, NodeEvent, TaskEvent};
 use crate::wire::record::RunTrace;
+use crate::wire::subject::PullKey;
 
 impl Performer {
     pub(super) async fn tell_job(
@@ -47,6 +48,19 @@ impl Performer {
         let (kind, about) = (format!("node.{token}"), event.node.to_string());
         let event = Event::new(&kind, id, self.source.clone(), about, time, event);
         self.tell(subject, &event, None).await
+    }
+
+    pub(super) async fn tell_pull(
+        &mut self,
+        time: Timestamp,
+        event: TaskEvent,
+        context: Option<TraceContext>,
+    ) -> Done {
+        let key = PullKey::new(event.node.clone(), event.job.clone(), &event.image);
+        let subject = self.bus.subjects.task_event(&key);
+        let mut event = event.into_event(&self.bus.subjects.prefix().to_string(), time);
+        event.source.clone_from(&self.source);
+        self.tell(subject, &event, context).await
     }
 
     /// The span of whoever published the request that the event answers.

@@ -51,6 +51,17 @@ impl Amount {
             }
         }
     }
+
+    /// Whether `count` of `total` is more than this. A percentage is not rounded: one of five is more than `10%`.
+    #[must_use]
+    pub fn is_exceeded_by(self, count: u32, total: u32) -> bool {
+        match self {
+            Self::Count(limit) => count > limit,
+            Self::Percent(percent) => {
+                u64::from(count) * 100 > u64::from(total) * u64::from(percent)
+            }
+        }
+    }
 }
 
 impl std::str::FromStr for Amount {

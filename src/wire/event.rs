@@ -152,7 +152,7 @@ pub struct TaskEvent {
     pub image: ImageRef,
     /// What happened.
     pub state: PullState,
-    /// Which attempt, from 1.
+    /// Which attempt, from 1; 0 if the dispatcher gave the pull up and no worker has told of an attempt.
     pub attempt: u32,
     /// Why it failed, when `retrying` or `failed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

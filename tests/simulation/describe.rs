@@ -61,6 +61,7 @@ pub fn effect(effect: &Effect) -> String {
         ),
         Effect::PutNode(record) => format!("put node {} {:?}", record.name, record.presence),
         Effect::TellJob { id, .. } => format!("tell job {id}"),
+        Effect::TellPull { event, .. } => format!("tell end {}", event.id()),
         Effect::TellNode { id, .. } => format!("tell node {id}"),
         Effect::Release(task) => format!(
             "release {} {} to {} {}",

@@ -13,7 +13,7 @@ use prewarm::wire::manifest::{Rejection, Submission};
 use prewarm::wire::record::JobRecord;
 use prewarm::wire::task::{PullTask, Run};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Millis};
 use crate::counters::Counters;
 use crate::payload::{JOB_RECORDS, NODE_RECORDS, Payload, TASKS, job_key};
 
@@ -32,6 +32,8 @@ pub struct Checks {
     pub late_tasks: BTreeSet<u64>,
     /// A deposed leader has written a record, or taken tasks, since the last one read them.
     pub disturbed: bool,
+    /// When a node's consumer was made anew.
+    pub remade: BTreeMap<NodeName, Millis>,
     finished: BTreeMap<(String, u32), Arc<JobRecord>>,
     /// The generation that each request made or found.
     generations: BTreeMap<(String, u64), u32>,

@@ -87,7 +87,7 @@ pub struct Leader {
     audit_at: Millis,
     audit: Option<Ticket>,
     next_reply: u64,
-    /// What the nodes were, in turn, while what is being done was decided.
+    /// What the nodes were, in turn, while what is being done was decided, if they changed.
     pub believed: Vec<BTreeMap<NodeName, NodeFacts>>,
 }
 
@@ -431,7 +431,7 @@ impl Leader {
             let mut effects = Vec::new();
             let now = self.clock.wall(net.now);
             let any_known = !known.is_empty();
-            self.believed = vec![self.nodes()];
+            self.believed.clear();
             for input in known {
                 self.state.handle(now, input, &mut effects);
             }
@@ -457,6 +457,10 @@ impl Leader {
                 return false;
             }
             batch.push(Arrival::Input(Box::new(Input::Tick)));
+        }
+        let registers = |arrival: &Arrival| matches!(arrival, Arrival::Registered { .. });
+        if batch.iter().any(registers) {
+            self.believed.push(self.nodes());
         }
         let mut leads = false;
         for arrival in batch {
@@ -504,7 +508,7 @@ impl Leader {
         true
     }
 
-    fn nodes(&self) -> BTreeMap<NodeName, NodeFacts> {
+    pub fn nodes(&self) -> BTreeMap<NodeName, NodeFacts> {
         let nodes = self.state.view().nodes.into_iter();
         nodes.map(|(name, node)| (name, node.facts)).collect()
     }

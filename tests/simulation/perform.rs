@@ -254,6 +254,11 @@ impl Performer {
                 let subject = self.subjects.node_event(&event.node, event.event.token());
                 self.tell(net, subject, id, Payload::NodeEvent(Arc::from(event)));
             }
+            Effect::TellPull { event, .. } => {
+                let key = PullKey::new(event.node.clone(), event.job.clone(), &event.image);
+                let (subject, id) = (self.subjects.task_event(&key), event.id());
+                self.tell(net, subject, id, Payload::TaskEvent(Arc::from(event)));
+            }
             Effect::Release(task) => self.release(net, *task),
             Effect::WithdrawJob(name) => self.withdraw(net, self.subjects.tasks_of_job(&name)),
             Effect::WithdrawPull(key) => self.withdraw(net, self.subjects.task(&key)),
@@ -378,7 +383,9 @@ fn moment(effect: &Effect) -> Option<Moment> {
     match effect {
         Effect::PutRecord(_) | Effect::DeleteRecord(_) => Some(Moment::Record),
         Effect::PutNode(_) | Effect::DeleteNode(_) => Some(Moment::Node),
-        Effect::TellJob { .. } | Effect::TellNode { .. } => Some(Moment::Word),
+        Effect::TellJob { .. } | Effect::TellNode { .. } | Effect::TellPull { .. } => {
+            Some(Moment::Word)
+        }
         Effect::Release(_) => Some(Moment::Release),
         Effect::WithdrawJob(_) | Effect::WithdrawPull(_) => Some(Moment::Withdrawal),
         Effect::Revoke { .. }
@@ -394,6 +401,7 @@ fn is_barrier(effect: &Effect) -> bool {
         Effect::Release(_)
         | Effect::TellJob { .. }
         | Effect::TellNode { .. }
+        | Effect::TellPull { .. }
         | Effect::PutNode(_)
         | Effect::Resolve { .. }
         | Effect::Revoke { .. } => false,

@@ -197,10 +197,11 @@ impl World {
                     return Err(format!("{} was never {digest}", task.image));
                 }
                 // What was decided before a node came back smaller, or held, is released after it.
-                let believed = self.leader().map(|leader| leader.believed.clone());
-                let believed = believed
-                    .filter(|believed| !believed.is_empty())
-                    .unwrap_or_else(|| vec![invariants::node_facts(&self.broker)]);
+                let believed = match self.leader() {
+                    Some(leader) if leader.believed.is_empty() => vec![leader.nodes()],
+                    Some(leader) => leader.believed.clone(),
+                    None => vec![invariants::node_facts(&self.broker)],
+                };
                 let mut verdict = Ok(());
                 for nodes in believed {
                     verdict = self.checks.released(
@@ -285,6 +286,7 @@ impl World {
         };
         let name = node.token();
         if *remake {
+            self.checks.remade.insert(node.clone(), self.net.now);
             let sent = self.broker.delete_consumer(TASKS, &name);
             self.send(sent);
         }
@@ -414,7 +416,8 @@ impl World {
         }
     }
 
-    /// When all is well, nothing is delivered again to the worker that has it.
+    /// When all is well, nothing is delivered again to the worker that has it; but a consumer that was made anew begins
+    /// with what is unfinished, and a request lost long before shows when the others are fulfilled.
     fn check_delivery(&mut self, to: Life, delivery: &Delivery<Payload>) {
         let (Who::Worker(index), Payload::Task(task)) = (to.who, &delivery.payload) else {
             return;
@@ -426,7 +429,9 @@ impl World {
             };
             state.holding().iter().any(is_it)
         });
-        if self.is_well_since(60_000) && holds {
+        let remade = self.checks.remade.get(&task.node);
+        let is_new = remade.is_some_and(|at| self.net.now < at + 60_000);
+        if self.is_well_since(60_000) && holds && !is_new {
             let (job, node) = (&task.job, &task.node);
             self.wrong = Some(format!(
                 "a task of {job} came again to {node}, which has it"

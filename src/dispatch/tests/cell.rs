@@ -159,6 +159,12 @@ impl Cell {
                 self.nodes.remove(&name);
             }
             Effect::TellJob { id, event, .. } => self.told.push((id, *event)),
+            Effect::TellPull { event, .. } => {
+                self.last_event += 1;
+                self.events.push((self.last_event, (*event).clone()));
+                let sequence = self.last_event;
+                return Some(Input::TaskEvent { event, sequence });
+            }
             Effect::TellNode { event, .. } => self.node_events.push((event.node, event.event)),
             Effect::Release(task) => return self.release(*task),
             Effect::WithdrawJob(name) => self.tasks.retain(|key, _| key.job != name),

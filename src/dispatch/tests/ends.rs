@@ -5,6 +5,7 @@ use crate::domain::failure::FailureKind;
 use crate::domain::job::{Amount, FailurePolicy};
 use crate::domain::status::{JobPhase, Outcome};
 use crate::wire::event::JobEventKind::{Completed, Deleted};
+use crate::wire::event::PullState;
 
 const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -35,6 +36,46 @@ fn a_deadline_ends_the_job_and_fails_what_is_left() {
         (FailureKind::DeadlineExceeded, 2)
     );
     assert_eq!(cell.kinds("base").last(), Some(&Completed));
+}
+
+#[test]
+fn every_pull_that_the_dispatcher_gives_up_is_told() {
+    let mut cell = with_deadline();
+    let mut event = cell.event("base", "a", "app:1", PullState::Retrying);
+    event.attempt = 2;
+    cell.tell_event(event);
+    cell.advance(61);
+    let told: Vec<_> = cell.events[1..]
+        .iter()
+        .map(|(_, event)| {
+            let kind = event.failure.as_ref().map(|failure| failure.kind);
+            (event.node.clone(), event.state, event.attempt, kind)
+        })
+        .collect();
+    let kind = Some(FailureKind::DeadlineExceeded);
+    let failed = |on, attempt| (node(on), PullState::Failed, attempt, kind);
+    assert_eq!(told, [failed("a", 2), failed("b", 0), failed("c", 0)]);
+}
+
+#[test]
+fn whoever_takes_over_between_the_pulls_and_the_record_ends_the_job_alike() {
+    let mut cell = with_deadline();
+    let mut now = cell.now;
+    let mut effects = Vec::new();
+    while effects.is_empty() {
+        now = now.after(std::time::Duration::from_secs(1));
+        let mut dispatcher = cell.dispatcher.clone();
+        dispatcher.handle(now, crate::dispatch::Input::Tick, &mut effects);
+        effects.retain(|effect| matches!(effect, crate::dispatch::Effect::TellPull { .. }));
+    }
+    for effect in effects {
+        // Of which the dispatcher that told them does not learn any more.
+        let _ = cell.perform(effect);
+    }
+    cell.take_over();
+    let status = cell.record("base").status;
+    assert_eq!(status.outcome, Some(Outcome::DeadlineExceeded));
+    assert_eq!((status.counts.succeeded, status.counts.failed), (0, 3));
 }
 
 #[test]
@@ -117,7 +158,8 @@ fn a_job_gives_up_once_more_nodes_failed_than_allowed() {
     for (allowed, failures) in [
         (Amount::Count(0), 1),
         (Amount::Count(2), 3),
-        (Amount::Percent(10), 2),
+        (Amount::Percent(10), 1),
+        (Amount::Percent(20), 2),
         (Amount::Percent(0), 1),
     ] {
         let mut cell = Cell::of_nodes(&NODES);
@@ -143,6 +185,24 @@ fn a_job_gives_up_once_more_nodes_failed_than_allowed() {
         assert_eq!(status.counts.cancelled as usize, NODES.len() - failures);
         assert!(cell.tasks.is_empty());
         assert_eq!(cell.revoked.len(), (NODES.len() - failures).min(3));
+    }
+}
+
+#[test]
+fn nodes_that_are_given_up_count_for_the_failure_policy() {
+    for (allowed, outcome) in [(0, Outcome::Failed), (1, Outcome::PartiallyFailed)] {
+        let mut cell = Cell::of_nodes(&NODES);
+        cell.submit("base", |spec| {
+            spec.failure_policy = Some(FailurePolicy {
+                max_failed: Amount::Count(allowed),
+            });
+        });
+        for on in &NODES[1..] {
+            cell.succeed("base", on, "app:1");
+        }
+        cell.leave(NODES[0]);
+        cell.advance(200);
+        assert_eq!(cell.record("base").status.outcome, Some(outcome));
     }
 }
 

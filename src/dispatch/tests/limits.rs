@@ -95,6 +95,50 @@ fn a_freed_slot_of_a_node_goes_to_the_highest_priority() {
     assert_eq!(cell.active("low").len(), 0);
 }
 
+#[test]
+fn a_node_that_joins_serves_the_highest_priority_first() {
+    for taken_over in [false, true] {
+        let mut cell = Cell::of_nodes(&["a"]);
+        cell.hold("a", Some("cordoned"));
+        for (name, priority) in [("mid", 0), ("high", 5), ("low", -1)] {
+            cell.submit(name, |spec| {
+                spec.priority = priority;
+                spec.images = many(name, 6);
+            });
+        }
+        if taken_over {
+            cell.take_over();
+        }
+        cell.hold("a", None);
+        let active = ["high", "mid", "low"].map(|name| cell.active(name).len());
+        assert_eq!(active, [5, 0, 0], "taken over: {taken_over}");
+    }
+}
+
+#[test]
+fn a_job_that_its_parallelism_holds_back_loses_no_slot_to_a_lower_priority() {
+    let mut cell = Cell::with(Settings {
+        host_limit: Some(1),
+        ..Settings::default()
+    });
+    cell.join("a");
+    for (name, priority) in [("high", 5), ("low", 0)] {
+        cell.submit(name, |spec| {
+            spec.priority = priority;
+            spec.parallelism = Amount::Count(1);
+            spec.images = many(name, 4);
+        });
+    }
+    for number in 0..4 {
+        assert_eq!(
+            (cell.active("high").len(), cell.active("low").len()),
+            (1, 0)
+        );
+        cell.succeed("high", "a", &format!("high{number}:1"));
+    }
+    assert_eq!(cell.active("low").len(), 1);
+}
+
 fn many(name: &str, count: u32) -> Vec<ImageRef> {
     let images = (0..count).map(|n| image(&format!("{name}{n}:1")));
     images.collect()

@@ -359,6 +359,29 @@ fn a_node_gone_for_a_day_is_forgotten() {
 }
 
 #[test]
+fn a_node_that_a_job_counts_on_is_not_forgotten_before_the_job_has_ended() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.submit("base", |spec| {
+        spec.images = ["x:1", "y:1"].map(image).into()
+    });
+    cell.succeed("base", "a", "x:1");
+    cell.succeed("base", "a", "y:1");
+    cell.fail("base", "b", "x:1", FailureKind::ImageNotFound);
+    cell.pause("base", crate::dispatch::Pause::Pause);
+    cell.leave("b");
+    cell.advance(3 * FORGOTTEN_AFTER.as_secs());
+    let counts = cell.counts("base");
+    assert_eq!((counts.desired, counts.failed), (4, 1));
+    cell.pause("base", crate::dispatch::Pause::Resume);
+    cell.advance(1_000);
+    let status = cell.record("base").status;
+    assert_eq!(status.outcome, Some(Outcome::PartiallyFailed));
+    assert_eq!((status.counts.failed, status.nodes.failed), (2, 1));
+    cell.advance(4_000);
+    assert!(!cell.nodes.contains_key(&node("b")));
+}
+
+#[test]
 fn a_consumer_made_anew_begins_at_the_oldest_unfinished_pull() {
     let mut cell = Cell::of_nodes(&["a"]);
     cell.submit("base", |spec| {

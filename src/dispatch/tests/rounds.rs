@@ -161,3 +161,47 @@ fn rounds_go_on_while_there_are_no_nodes() {
     cell.succeed_all();
     assert_eq!(cell.kinds("warm").last(), Some(&RoundCompleted));
 }
+
+#[test]
+fn a_node_that_is_held_for_days_keeps_nobody_else_from_the_next_round() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.hold("b", Some("cordoned"));
+    cell.submit("warm", hourly);
+    cell.succeed("warm", "a", "app:1");
+    let status = cell.record("warm").status;
+    assert_eq!(status.phase, JobPhase::Idle, "{}", status.message);
+    assert!(
+        status.message.contains("1 wait for held nodes"),
+        "{}",
+        status.message
+    );
+    cell.advance(4_000);
+    assert_eq!(cell.record("warm").status.round, 2);
+    // Held in mid-round, with a pull that was released before.
+    cell.hold("b", None);
+    assert_eq!(cell.active("warm").len(), 2);
+    cell.hold("a", Some("cordoned"));
+    cell.succeed("warm", "a", "app:1");
+    cell.succeed("warm", "b", "app:1");
+    assert_eq!(cell.record("warm").status.phase, JobPhase::Idle);
+    cell.advance(4_000);
+    assert_eq!(cell.record("warm").status.round, 3);
+    assert_eq!(cell.active("warm"), ["b/library/app"]);
+    cell.hold("a", None);
+    cell.succeed_all();
+    assert_eq!(cell.record("warm").status.counts.succeeded, 2);
+}
+
+#[test]
+fn a_job_that_ends_waits_for_a_node_that_is_held() {
+    let mut cell = Cell::of_nodes(&["a", "b"]);
+    cell.hold("b", Some("cordoned"));
+    cell.submit("base", |_| {});
+    cell.succeed("base", "a", "app:1");
+    cell.advance(100_000);
+    assert_eq!(cell.record("base").status.phase, JobPhase::Running);
+    cell.take_over();
+    cell.hold("b", None);
+    cell.succeed_all();
+    assert!(cell.record("base").status.phase.is_finished());
+}

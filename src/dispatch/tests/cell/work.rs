@@ -3,7 +3,13 @@
 use super::*;
 
 impl Cell {
-    fn event(&self, name: &str, on: &str, of: &str, state: PullState) -> TaskEvent {
+    pub(in crate::dispatch::tests) fn event(
+        &self,
+        name: &str,
+        on: &str,
+        of: &str,
+        state: PullState,
+    ) -> TaskEvent {
         let key = PullKey::new(node(on), job(name), &image(of));
         let run = match self.tasks.get(&key) {
             Some((_, task)) => task.run.clone(),
