@@ -1,5 +1,6 @@
 //! The images, made of the files in this machine's /usr.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -40,22 +41,46 @@ fn layers(count: usize, bytes: u64, compression: Compression) -> Vec<Layer> {
     let files = files();
     let mut files = files.iter().cycle();
     let one = |files: &mut dyn Iterator<Item = &(PathBuf, u64)>, number: usize| {
-        let mut builder = tar::Builder::new(Vec::new());
+        let mut chosen = Vec::new();
         let mut left = bytes;
         while left > 0 {
             let (path, size) = files.next().expect("files in /usr");
+            chosen.push(path);
+            left = left.saturating_sub((*size).max(1));
+        }
+        // As builders write a layer: in the order of the names, each directory before what is in it.
+        chosen.sort_unstable();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut dirs = BTreeSet::new();
+        for path in chosen {
             let name = format!("layer-{number}{}", path.display());
             let mut content = Vec::new();
             let read =
                 std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut content));
-            if read.is_err() || append(&mut builder, &name, &content).is_err() {
-                continue;
+            if read.is_ok() {
+                append_parents(&mut builder, &name, &mut dirs);
+                let _ = append(&mut builder, &name, &content);
             }
-            left = left.saturating_sub((*size).max(1));
         }
         Layer::archive(builder.into_inner().unwrap()).packed_as(compression)
     };
     (0..count).map(|number| one(&mut files, number)).collect()
+}
+
+/// The directories above a name that the layer does not have yet.
+fn append_parents(builder: &mut tar::Builder<Vec<u8>>, name: &str, dirs: &mut BTreeSet<String>) {
+    let slashes: Vec<usize> = name.match_indices('/').map(|(at, _)| at).collect();
+    for at in slashes {
+        let dir = &name[..=at];
+        if dirs.insert(dir.to_owned()) {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_mode(0o755);
+            header.set_mtime(1_700_000_000);
+            header.set_size(0);
+            builder.append_data(&mut header, dir, &[][..]).unwrap();
+        }
+    }
 }
 
 fn append(builder: &mut tar::Builder<Vec<u8>>, name: &str, content: &[u8]) -> std::io::Result<()> {

@@ -1,6 +1,7 @@
 //! Directories that a layer holds files in without an entry of their own: they look as they do in the
 //! layers below (`mkparent` of containerd's `pkg/archive/tar.go`).
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -15,6 +16,8 @@ use super::tree::{Tree, split};
 
 /// Most bytes of the names, and of the value, of extended attributes (xattr(7), limits).
 const MAX_XATTR_BYTES: usize = 64 << 10;
+/// Most paths of layers that are remembered to be missing; what is not remembered is looked for.
+const MAX_MISSING: usize = 64 << 10;
 
 /// Gives implicit directories of the layer at `upper` the mode, owner, times and extended attributes
 /// that they have in the topmost of `lowers` which has them; `lowers` has the topmost first.
@@ -34,8 +37,12 @@ pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Resul
         .iter()
         .map(|path| open(path))
         .collect::<Result<Vec<_>, _>>()?;
+    let sources = Sources::find(&lowers, implicit)?;
     // The deepest first: changing what is in a directory changes its times.
-    for Implicit { path, described } in implicit.iter().rev() {
+    for (Implicit { path, described }, source) in implicit.iter().zip(sources).rev() {
+        let Some(Source { lower, path: at }) = source else {
+            continue;
+        };
         let failed = |errno| UntarError::io(path, "make it look as below", errno);
         let target = match directory(&upper, path) {
             Ok(Some((target, _))) => target,
@@ -43,21 +50,82 @@ pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Resul
             Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             Err(errno) => return Err(failed(errno)),
         };
-        for lower in &lowers {
-            let resolved = lower.resolve(path).map_err(failed)?;
-            match directory(lower, &resolved) {
-                Ok(Some((source, stat))) => {
-                    copy(&source, &stat, &target, *described).map_err(failed)?;
-                    break;
-                }
-                Err(Errno::NOENT) => {}
-                // It was something else in between, so that what is below does not count.
-                Ok(None) | Err(Errno::NOTDIR) => break,
-                Err(errno) => return Err(failed(errno)),
-            }
+        if let Some((source, stat)) = directory(&lowers[lower], &at).map_err(failed)? {
+            copy(&source, &stat, &target, *described).map_err(failed)?;
         }
     }
     Ok(())
+}
+
+/// What a directory is to look like.
+struct Source {
+    /// Which of the layers below has it.
+    lower: usize,
+    /// Where it is there, free of links.
+    path: Vec<u8>,
+}
+
+/// Finds sources. Most of what a layer brings along is in few of those below, or in none: what is not there is
+/// remembered, so that nobody looks below it.
+struct Sources<'a> {
+    /// Where a layer has nothing, by the path and the layer.
+    missing: HashSet<(&'a [u8], usize)>,
+}
+
+impl<'a> Sources<'a> {
+    /// For each path the topmost layer that has it.
+    fn find(lowers: &[Tree], implicit: &'a [Implicit]) -> Result<Vec<Option<Source>>, UntarError> {
+        let mut sources = Self {
+            missing: HashSet::new(),
+        };
+        let find = |Implicit { path, .. }: &'a Implicit| {
+            let failed = |errno| UntarError::io(path, "look for it below", errno);
+            sources.of(lowers, path).map_err(failed)
+        };
+        implicit.iter().map(find).collect()
+    }
+
+    fn of(&mut self, lowers: &[Tree], path: &'a [u8]) -> Result<Option<Source>, Errno> {
+        for (lower, tree) in lowers.iter().enumerate() {
+            if self.is_missing(path, lower) {
+                continue;
+            }
+            // Without links on the way, one look is enough.
+            let at = match tree.open_plain(path) {
+                Ok(_) => path.to_vec(),
+                Err(Errno::NOENT) => {
+                    self.remember((path, lower));
+                    continue;
+                }
+                Err(Errno::NOTDIR | Errno::LOOP) => tree.resolve(path)?,
+                Err(errno) => return Err(errno),
+            };
+            match directory(tree, &at) {
+                Ok(Some(_)) => return Ok(Some(Source { lower, path: at })),
+                Err(Errno::NOENT) => {}
+                // It was something else in between, so that what is below does not count.
+                Ok(None) | Err(Errno::NOTDIR) => return Ok(None),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the directory that holds the path is known to be missing; those that are above come first.
+    fn is_missing(&mut self, path: &'a [u8], lower: usize) -> bool {
+        let (parent, _) = split(path);
+        let missing = !parent.is_empty() && self.missing.contains(&(parent, lower));
+        if missing {
+            self.remember((path, lower));
+        }
+        missing
+    }
+
+    fn remember(&mut self, missing: (&'a [u8], usize)) {
+        if self.missing.len() < MAX_MISSING {
+            self.missing.insert(missing);
+        }
+    }
 }
 
 /// The directory at a path without links in it; `None` if it is something else.
