@@ -11,12 +11,15 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 /// Most symbolic links in one path, as containerd has it (continuity, `fs/path.go`).
 const MAX_LINKS: usize = 255;
-/// Most directories that are kept open: of sixteen layers at once, half of the 1024 files that a process may have open if
-/// nobody says otherwise.
-const MAX_OPEN: usize = 32;
+/// Most directories that are kept open.
+const MAX_OPEN: u64 = 256;
+/// Of the files that a process may have open, the part that one archive's directories may be: sixteen layers at once take
+/// half. It is often 1024, where nobody says otherwise.
+const PART_OF_LIMIT: u64 = 32;
 /// Mode of directories that no header describes.
 const IMPLICIT_MODE: Mode = Mode::from_raw_mode(0o755);
 
@@ -31,6 +34,7 @@ pub(super) struct Tree {
     root: Rc<Dir>,
     /// Open directories by the path they were asked by.
     open: HashMap<Vec<u8>, Rc<Dir>>,
+    most_open: usize,
 }
 
 impl Tree {
@@ -43,6 +47,7 @@ impl Tree {
                 path: Vec::new(),
             }),
             open: HashMap::new(),
+            most_open: most_open(),
         })
     }
 
@@ -69,7 +74,7 @@ impl Tree {
                 Dir { fd, path }
             }
         });
-        if self.open.len() >= MAX_OPEN {
+        if self.open.len() >= self.most_open {
             self.open.clear();
         }
         self.open.insert(path.to_vec(), dir.clone());
@@ -164,6 +169,11 @@ impl Tree {
         made(path);
         self.open_plain(path)
     }
+}
+
+fn most_open() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from((limit / PART_OF_LIMIT).clamp(1, MAX_OPEN)).unwrap_or(1)
 }
 
 /// The path without empty parts, `.` and, lexically, `..`, as if it began at the root.
