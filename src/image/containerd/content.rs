@@ -199,10 +199,10 @@ impl Client {
 
 impl Ingest {
     /// Writes at the end.
-    pub(super) async fn write(&mut self, data: Bytes) -> Result<(), Failure> {
-        let length = data.len() as u64;
+    pub(super) async fn write(&mut self, pieces: Vec<Bytes>) -> Result<(), Failure> {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         if let Some(file) = &self.file {
-            ingest::append(file, data, self.offset)
+            ingest::append(file, pieces, self.offset)
                 .await
                 .map_err(|status| self.failed(&status))?;
             self.offset += length;
@@ -212,7 +212,7 @@ impl Ingest {
             action: WriteAction::Write as i32,
             r#ref: self.reference.clone(),
             offset: signed(self.offset),
-            data: data.into(),
+            data: pieces.concat(),
             ..WriteContentRequest::default()
         };
         self.exchange(request)

@@ -26,6 +26,8 @@ use crate::image::registry::manifest::{
 
 /// How much goes to containerd at a time, in bytes.
 const WRITE_BYTES: usize = 1 << 20;
+/// In at most so many pieces, since small ones may hold more memory than they have bytes.
+const WRITE_PIECES: usize = 256;
 /// How many bytes of a blob come before they are told of: on a slow line a piece to be written takes a while.
 const TELL_BYTES: u64 = 32 << 10;
 /// How often a blob is taken up again after broken connections that brought next to nothing, one after the other.
@@ -65,6 +67,24 @@ enum Way<'a> {
     AtHand(&'a [u8]),
     /// From the registry, and past a tap.
     Registry(Option<&'a mut Tap>),
+}
+
+/// Bytes as they came from the network, which are not copied together.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    bytes: u64,
+}
+
+impl Batch {
+    fn push(&mut self, piece: Bytes) {
+        self.bytes += piece.len() as u64;
+        self.pieces.push(piece);
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= WRITE_BYTES as u64 || self.pieces.len() >= WRITE_PIECES
+    }
 }
 
 /// One blob on its way from the registry.
@@ -188,7 +208,7 @@ impl Fetcher<'_> {
     async fn write(&self, mut ingest: Ingest, bytes: &[u8], labels: Labels) -> Result<(), Failure> {
         let start = usize::try_from(ingest.offset).unwrap_or(usize::MAX);
         for chunk in bytes.get(start..).unwrap_or_default().chunks(WRITE_BYTES) {
-            ingest.write(Bytes::copy_from_slice(chunk)).await?;
+            ingest.write(vec![Bytes::copy_from_slice(chunk)]).await?;
         }
         ingest.commit(labels).await.map_err(|error| match error {
             CommitError::Other(failure) => failure,
@@ -302,7 +322,7 @@ impl Fetcher<'_> {
         })?;
         *endpoint = opened.endpoint;
         let mut stream = opened.stream;
-        let mut buffer = Vec::with_capacity(WRITE_BYTES);
+        let mut batch = Batch::default();
         let mut told = ingest.offset;
         loop {
             let next = stream.next().await;
@@ -310,9 +330,9 @@ impl Fetcher<'_> {
                 if let Some(throttle) = &self.shared.throttle {
                     throttle.pass(chunk.len()).await;
                 }
-                buffer.extend_from_slice(chunk);
+                batch.push(chunk.clone());
             }
-            let received = ingest.offset + buffer.len() as u64;
+            let received = ingest.offset + batch.bytes;
             if received > size {
                 return Err(CopyError::Mismatch(format!("more than {size} bytes came")));
             }
@@ -321,17 +341,16 @@ impl Fetcher<'_> {
                 self.progress(turn, digest, received);
             }
             let ended = !matches!(next, Some(Ok(_)));
-            if buffer.len() >= WRITE_BYTES || (ended && !buffer.is_empty()) {
-                let data = std::mem::replace(&mut buffer, Vec::with_capacity(WRITE_BYTES));
-                let (length, data) = (data.len() as u64, Bytes::from(data));
+            if batch.is_full() || (ended && batch.bytes > 0) {
+                let Batch { pieces, bytes } = std::mem::take(&mut batch);
                 if let Some(tap) = &mut download.tap {
-                    let fed = tap.feed(ingest.offset, data.clone()).await;
+                    let fed = tap.feed(ingest.offset, pieces.clone()).await;
                     fed.map_err(CopyError::Fatal)?;
                 }
-                ingest.write(data).await.map_err(CopyError::Fatal)?;
+                ingest.write(pieces).await.map_err(CopyError::Fatal)?;
                 self.count(|traffic| match opened.from_mirror {
-                    true => traffic.mirror += length,
-                    false => traffic.registry += length,
+                    true => traffic.mirror += bytes,
+                    false => traffic.registry += bytes,
                 });
                 self.progress(turn, digest, ingest.offset);
             }

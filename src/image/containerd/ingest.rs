@@ -37,11 +37,18 @@ pub(super) async fn find(store: PathBuf, suffix: String, offset: u64) -> Option<
 }
 
 /// Writes at an offset.
-pub(super) async fn append(file: &Arc<File>, data: Bytes, offset: u64) -> Result<(), Status> {
+pub(super) async fn append(
+    file: &Arc<File>,
+    pieces: Vec<Bytes>,
+    offset: u64,
+) -> Result<(), Status> {
     let file = file.clone();
     let append = move || -> std::io::Result<()> {
-        file.write_all_at(&data, offset)?;
-        let end = offset + data.len() as u64;
+        let mut end = offset;
+        for piece in pieces {
+            file.write_all_at(&piece, end)?;
+            end += piece.len() as u64;
+        }
         let (before, now) = (offset / WRITEBACK_BYTES, end / WRITEBACK_BYTES);
         if now > before {
             let length = std::num::NonZeroU64::new(WRITEBACK_BYTES);

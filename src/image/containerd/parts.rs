@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::memory::{Held, Memory};
@@ -18,7 +19,9 @@ use crate::image::registry::{Blob, Part, Repository};
 pub(super) const PART_BYTES: u64 = 8 << 20;
 /// Smaller blobs come in one piece.
 const MIN_BYTES: u64 = 2 * PART_BYTES;
-/// Most connections for one blob.
+/// Connections for one blob in the beginning, and at most. There is one more each time that its bytes are waited for: where
+/// a few bring more than can be unpacked, others would only fill the memory.
+const FIRST_CONNECTIONS: usize = 2;
 const MAX_CONNECTIONS: usize = 8;
 
 /// What is asked for in parts.
@@ -33,7 +36,7 @@ struct Source {
 
 /// A part that is on its way.
 struct Coming {
-    pieces: mpsc::UnboundedReceiver<Result<Bytes, Failure>>,
+    pieces: BoxStream<'static, Result<Bytes, Failure>>,
     _task: AbortOnDropHandle<()>,
     _memory: Option<Held>,
 }
@@ -44,6 +47,8 @@ struct Parts {
     first: Option<BoxStream<'static, Result<Bytes, Failure>>>,
     coming: VecDeque<Coming>,
     next: u64,
+    /// How many connections there are to be.
+    connections: usize,
 }
 
 /// Opens a blob at an offset: in parts if it is large and the endpoint serves them, else in one piece.
@@ -78,6 +83,7 @@ pub(super) async fn open(
         first: Some(exactly(opened.stream, PART_BYTES)),
         coming: VecDeque::new(),
         next: opened.end,
+        connections: FIRST_CONNECTIONS,
     };
     let stream = stream::unfold(parts, |mut parts| async {
         let piece = parts.piece().await?;
@@ -92,33 +98,39 @@ pub(super) async fn open(
 
 impl Parts {
     async fn piece(&mut self) -> Option<Result<Bytes, Failure>> {
-        self.ask();
-        if let Some(first) = &mut self.first {
-            match first.next().await {
-                Some(piece) => return Some(piece),
-                None => self.first = None,
-            }
-        }
-        while let Some(front) = self.coming.front_mut() {
-            match front.pieces.recv().await {
-                Some(piece) => return Some(piece),
-                None => drop(self.coming.pop_front()),
-            }
+        loop {
             self.ask();
+            let mut next = match &mut self.first {
+                Some(first) => first.next(),
+                None => self.coming.front_mut()?.pieces.next(),
+            };
+            let piece = match (&mut next).now_or_never() {
+                Some(piece) => piece,
+                None => {
+                    self.connections = (self.connections + 1).min(MAX_CONNECTIONS);
+                    next.await
+                }
+            };
+            if piece.is_some() {
+                return piece;
+            }
+            if self.first.take().is_none() {
+                self.coming.pop_front();
+            }
         }
-        None
     }
 
-    /// Asks for the next parts, as many as connections and memory allow, and one in any case.
+    /// Asks for the next parts, as many as there are to be and memory allows, and one in any case.
     fn ask(&mut self) {
         let under_way = |parts: &Self| parts.coming.len() + usize::from(parts.first.is_some());
-        while self.next < self.source.size && under_way(self) < MAX_CONNECTIONS {
+        while self.next < self.source.size && under_way(self) < self.connections {
             let memory = self.source.memory.try_hold(PART_BYTES);
             if memory.is_none() && under_way(self) > 0 {
                 return;
             }
             let end = (self.next + PART_BYTES).min(self.source.size);
             let (sender, pieces) = mpsc::unbounded_channel();
+            let pieces = UnboundedReceiverStream::new(pieces).boxed();
             let fetch = self.source.clone().fetch(self.next, end, sender);
             self.coming.push_back(Coming {
                 pieces,

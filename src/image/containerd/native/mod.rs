@@ -164,7 +164,7 @@ impl Native<'_> {
             };
             let bytes = Bytes::from(piece.data);
             let length = bytes.len() as u64;
-            tap.feed(offset, bytes).await?;
+            tap.feed(offset, vec![bytes]).await?;
             offset += length;
         }
     }

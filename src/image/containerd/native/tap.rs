@@ -18,12 +18,12 @@ use crate::image::containerd::meter::LayerMeter;
 use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
 use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
 
-/// Pieces that wait to be inflated.
+/// Batches of pieces that wait to be inflated.
 const INPUT_QUEUE: usize = 4;
 /// Inflated chunks that wait to be hashed, and to be unpacked.
 const CHUNK_QUEUE: usize = 8;
 /// Most memory that one layer's threads use, in bytes: the chunks in both queues, those in hand, and
-/// pieces of a MiB before they are inflated. The window of zstd comes on top.
+/// batches of a MiB before they are inflated. The window of zstd comes on top.
 pub(in crate::image::containerd) const MEMORY_BYTES: u64 =
     ((CHUNK_QUEUE + 4) * CHUNK_BYTES) as u64 + ((INPUT_QUEUE as u64 + 3) << 20);
 
@@ -76,7 +76,7 @@ impl UnpackError {
 pub(in crate::image::containerd) struct Tap {
     layer: Digest,
     /// `None` once bytes were missed, or no more are to come.
-    input: Option<mpsc::Sender<Bytes>>,
+    input: Option<mpsc::Sender<Vec<Bytes>>>,
     /// Bytes that were taken.
     fed: u64,
     /// Whether bytes were missed.
@@ -101,8 +101,8 @@ impl Tap {
         room: Room,
         meter: LayerMeter,
     ) -> Self {
-        let (input, pieces) = mpsc::channel(INPUT_QUEUE);
-        let threads = workers.spawn_blocking(move || unpack(pieces, to, &room, &meter));
+        let (input, batches) = mpsc::channel(INPUT_QUEUE);
+        let threads = workers.spawn_blocking(move || unpack(batches, to, &room, &meter));
         Self {
             layer: layer.clone(),
             input: Some(input),
@@ -121,7 +121,7 @@ impl Tap {
     pub(in crate::image::containerd) async fn feed(
         &mut self,
         offset: u64,
-        bytes: Bytes,
+        pieces: Vec<Bytes>,
     ) -> Result<(), Failure> {
         if offset != self.fed && !self.refused {
             self.missed = true;
@@ -130,8 +130,8 @@ impl Tap {
         let Some(input) = &self.input else {
             return Ok(());
         };
-        let length = bytes.len() as u64;
-        if input.send(bytes).await.is_ok() {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        if input.send(pieces).await.is_ok() {
             self.fed += length;
             return Ok(());
         }
@@ -178,7 +178,7 @@ impl Tap {
 
 /// Inflates on this thread, hashes and unpacks on two others.
 fn unpack(
-    mut pieces: mpsc::Receiver<Bytes>,
+    mut batches: mpsc::Receiver<Vec<Bytes>>,
     (dir, level): (PathBuf, Level),
     room: &Room,
     meter: &LayerMeter,
@@ -209,9 +209,11 @@ fn unpack(
         let inflated = || -> Result<(), InflateError> {
             let mut inflated = 0;
             meter.set(inflated);
-            while let Some(piece) = pieces.blocking_recv() {
-                inflater.push(&piece, &mut chunks)?;
-                inflated += piece.len() as u64;
+            while let Some(pieces) = batches.blocking_recv() {
+                for piece in pieces {
+                    inflater.push(&piece, &mut chunks)?;
+                    inflated += piece.len() as u64;
+                }
                 meter.set(inflated);
             }
             inflater.finish(&mut chunks)?;
