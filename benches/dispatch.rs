@@ -8,7 +8,7 @@
     reason = "a benchmark"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use prewarm::dispatch::state::{Dispatcher, Settings};
@@ -49,8 +49,8 @@ impl Bench {
         effects
     }
 
-    fn register_all(&mut self) {
-        for node in 0..NODES {
+    fn register(&mut self, nodes: u32) {
+        for node in 0..nodes {
             let facts = NodeFacts {
                 waiting: None,
                 labels: BTreeMap::from([("pool".to_owned(), format!("p{}", node % 10))]),
@@ -79,6 +79,10 @@ impl Bench {
         let mut spec = JobSpec::new(vec![format!("registry.invalid/{job}:1").parse().unwrap()]);
         spec.parallelism = Amount::Count(parallelism);
         spec.completion_policy.kind = kind;
+        self.submit_spec(job, spec)
+    }
+
+    fn submit_spec(&mut self, job: &str, spec: JobSpec) -> Vec<PullTask> {
         let name = job.parse().unwrap();
         let submission = Submission {
             name,
@@ -116,29 +120,89 @@ impl Bench {
     fn succeed_all(&mut self, mut open: Vec<PullTask>) -> u32 {
         let mut events = 0;
         while let Some(task) = open.pop() {
-            let event = TaskEvent {
-                job: task.job,
-                run: task.run,
-                node: task.node,
-                image: task.image,
-                state: PullState::Succeeded,
-                attempt: 1,
-                failure: None,
-                next_attempt_at: None,
-                result: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-            };
-            self.sequence += 1;
-            let input = Input::TaskEvent {
-                event: Box::new(event),
-                sequence: self.sequence,
-            };
-            open.extend(tasks(self.feed(input)));
+            open.extend(self.succeed(task));
             events += 1;
         }
         events
     }
+
+    /// Ends a task; those that are released in turn.
+    fn succeed(&mut self, task: PullTask) -> Vec<PullTask> {
+        let event = TaskEvent {
+            job: task.job,
+            run: task.run,
+            node: task.node,
+            image: task.image,
+            state: PullState::Succeeded,
+            attempt: 1,
+            failure: None,
+            next_attempt_at: None,
+            result: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        self.sequence += 1;
+        let input = Input::TaskEvent {
+            event: Box::new(event),
+            sequence: self.sequence,
+        };
+        tasks(self.feed(input))
+    }
+}
+
+/// Jobs of so many pulls in all, at once on a thousand nodes: what an event costs, and who gets how much meanwhile. Every
+/// second job is eight times as large as the others; the last one is urgent.
+fn at_once(jobs: u32) {
+    const NODES: u32 = 1_000;
+    let mut bench = Bench::new();
+    bench.register(NODES);
+    let mut open = VecDeque::new();
+    let mut pulls = 0;
+    let name = |job: u32| format!("job-{job:03}");
+    for job in 0..jobs {
+        let images = if job % 2 == 0 { 8 } else { 1 };
+        let images = images * if jobs == 1 { 20 } else { 1 };
+        let image = |number| {
+            format!("registry.invalid/{job}-{number}:1")
+                .parse()
+                .unwrap()
+        };
+        let mut spec = JobSpec::new((0..images).map(image).collect());
+        spec.parallelism = Amount::Count(u32::MAX);
+        spec.priority = i32::from(job + 1 == jobs && jobs > 1);
+        pulls += images * NODES;
+        open.extend(bench.submit_spec(&name(job), spec));
+    }
+    let mut ended: BTreeMap<String, u32> = BTreeMap::new();
+    let mut urgent_at = 0;
+    let mut small_at = Vec::new();
+    let what = format!("{jobs} jobs at once on 1,000 nodes: results and releases");
+    timed(&what, pulls, || {
+        let mut events = 0;
+        while let Some(task) = open.pop_front() {
+            let job = task.job.to_string();
+            open.extend(bench.succeed(task));
+            events += 1;
+            let of_job = ended.entry(job.clone()).or_insert(0);
+            *of_job += 1;
+            if *of_job == NODES && job == name(jobs - 1) {
+                urgent_at = events;
+            } else if *of_job == NODES && job.ends_with(['1', '3', '5', '7', '9']) {
+                small_at.push(events);
+            }
+        }
+        assert_eq!(events, pulls);
+    });
+    if jobs == 1 {
+        return;
+    }
+    let share = |events: u32| f64::from(events) * 100.0 / f64::from(pulls);
+    println!(
+        "  the urgent job ended after {:.1} % of all pulls, the small ones after {:.1} to {:.1} %",
+        share(urgent_at),
+        share(*small_at.first().unwrap()),
+        share(*small_at.last().unwrap()),
+    );
 }
 
 fn name(node: u32) -> NodeName {
@@ -176,7 +240,7 @@ fn timed<T>(what: &str, of: u32, run: impl FnOnce() -> T) -> T {
 
 fn main() {
     let mut bench = Bench::new();
-    timed("10,000 nodes register", NODES, || bench.register_all());
+    timed("10,000 nodes register", NODES, || bench.register(NODES));
     let open = timed(
         "a job on 10,000 nodes is expanded and fully released",
         NODES,
@@ -208,6 +272,9 @@ fn main() {
         "resident with 300,000 idle pulls",
         resident_mib()
     );
+    for jobs in [1, 10, 100] {
+        at_once(jobs);
+    }
     timed("a heartbeat of each node", NODES, || {
         for node in 0..NODES {
             let heartbeat = Heartbeat {
