@@ -10,12 +10,12 @@ use prewarm::wire::task::Run;
 
 use crate::broker::{Demands, Millis, Stored};
 use crate::dispatcher::Context;
-use crate::faults::Moment;
 use crate::leader::{Over, REQUEST_TIMEOUT, refused};
 use crate::net::{Answer, Ask, Core, Event, Life, Net, TaskAnswer, Ticket};
 use crate::payload::{
     EVENTS, JOB_RECORDS, JOBS, NODE_RECORDS, Payload, REQUESTS, TASKS, job_key, node_key,
 };
+use crate::plan::Moment;
 
 /// Messages sent and not yet confirmed by the broker.
 const MAX_UNCONFIRMED: usize = 64;

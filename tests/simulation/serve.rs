@@ -245,13 +245,11 @@ impl World {
                 }
                 self.checks.record(record)
             }
-            Payload::NodeRecord(_) => {
+            Payload::NodeRecord(_) | Payload::Marker => {
                 self.checks.disturbed |= late;
                 Ok(())
             }
-            Payload::Request(_) | Payload::NodeEvent(_) | Payload::Lease(_) | Payload::Marker => {
-                Ok(())
-            }
+            Payload::Request(_) | Payload::NodeEvent(_) | Payload::Lease(_) => Ok(()),
         }
     }
 
