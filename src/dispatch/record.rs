@@ -1,5 +1,7 @@
 //! The state as others see it: records, events, sentences.
 
+use std::collections::BTreeMap;
+
 use super::fleet::Fleet;
 use super::input::Effect;
 use super::job::{Job, Stage};
@@ -105,9 +107,16 @@ impl Job {
             failures: self.failure_groups(fleet),
             problems: Vec::new(),
             message: self.describe(),
-            labels: self.labels.clone(),
+            labels: self.event_labels(),
             annotations: self.spec.sandbox_config.annotations.clone(),
         }
+    }
+
+    /// The sandbox labels, and over them the job's own.
+    fn event_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.spec.sandbox_config.labels.clone();
+        labels.extend(self.labels.clone());
+        labels
     }
 
     pub(super) fn outcome(&self) -> Option<Outcome> {
@@ -262,8 +271,8 @@ impl Job {
             } else {
                 String::new()
             },
-            pulls: std::collections::BTreeMap::new(),
-            outside: std::collections::BTreeMap::new(),
+            pulls: BTreeMap::new(),
+            outside: BTreeMap::new(),
             counts: if finished {
                 status.counts
             } else {
@@ -276,7 +285,7 @@ impl Job {
             },
             pending_absent: 0,
             pending_held: 0,
-            failures: std::collections::BTreeMap::new(),
+            failures: BTreeMap::new(),
             final_failures: if finished {
                 status.failures
             } else {

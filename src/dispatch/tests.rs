@@ -1,6 +1,8 @@
 //! The dispatcher's claims, one test each, over a perfect broker ([`cell`]).
 
+mod asked;
 mod cell;
+mod edits;
 mod ends;
 mod facts;
 mod lease;

@@ -69,13 +69,18 @@ impl std::str::FromStr for Amount {
 
     fn from_str(text: &str) -> Result<Self, AmountError> {
         let error = || AmountError(text.to_owned());
+        // A sign is none of a number of things, though Rust's integers take `+`.
+        let number = |text: &str| match text.starts_with('+') {
+            true => None,
+            false => text.parse().ok(),
+        };
         match text.strip_suffix('%') {
-            Some(percent) => match percent.parse() {
-                Ok(percent) if percent <= 100 => Ok(Self::Percent(percent)),
-                _ => Err(error()),
-            },
-            None => text.parse().map(Self::Count).map_err(|_| error()),
+            Some(percent) => number(percent)
+                .filter(|percent| *percent <= 100)
+                .map(Self::Percent),
+            None => number(text).map(Self::Count),
         }
+        .ok_or_else(error)
     }
 }
 
@@ -122,7 +127,7 @@ impl JsonSchema for Amount {
             "description": "A number, or a percentage such as \"25%\"",
             "oneOf": [
                 { "type": "integer", "minimum": 0, "maximum": u32::MAX },
-                { "type": "string", "pattern": "^([0-9]+|([0-9]|[1-9][0-9]|100)%)$" },
+                { "type": "string", "pattern": "^([0-9]+|0*([0-9]|[1-9][0-9]|100)%)$" },
             ],
         })
     }
@@ -324,7 +329,9 @@ mod tests {
     fn amounts_are_numbers_or_percentages() {
         assert_eq!("10".parse(), Ok(Amount::Count(10)));
         assert_eq!("25%".parse(), Ok(Amount::Percent(25)));
-        for bad in ["ten", "-1", "101%", "%", "", "1.5", "5 %"] {
+        for bad in [
+            "ten", "-1", "101%", "%", "", "1.5", "5 %", "+5", "+5%", "-0",
+        ] {
             assert!(bad.parse::<Amount>().is_err(), "{bad:?} was accepted");
         }
         assert_eq!(

@@ -157,6 +157,7 @@ struct State {
     pins: BTreeSet<Pin>,
     /// How often each image was tried, so that each attempt draws anew.
     attempts: BTreeMap<String, u64>,
+    last_asked: Option<PullRequest>,
 }
 
 impl State {
@@ -197,6 +198,13 @@ impl Simulated {
             disk_total: DISK_TOTAL,
             disk_free: DISK_TOTAL,
         }
+    }
+
+    /// What it was asked to pull last.
+    #[must_use]
+    pub fn last_asked(&self) -> Option<PullRequest> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last_asked.clone()
     }
 
     /// The pins that were set and not taken back.
@@ -297,6 +305,7 @@ impl Simulated {
     fn begin(&self, request: &PullRequest, digest: &Digest) -> (Draw, Option<Digest>) {
         let name = request.image.to_string();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last_asked = Some(request.clone());
         let present = state
             .images
             .get(&name)

@@ -357,7 +357,7 @@ pub struct JobEvent {
     /// The job in one sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// The job's labels.
+    /// The job's labels, and its sandbox labels where it has none of that name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The job's sandbox annotations.

@@ -94,6 +94,12 @@ impl Model {
         purged
     }
 
+    pub fn remove(&mut self, stream: &'static str, sequence: u64) -> bool {
+        let removed = self.broker.remove(stream, sequence);
+        self.serve();
+        removed
+    }
+
     pub fn kept(&mut self, stream: &'static str, from: u64) -> Vec<Kept> {
         let messages = self.broker.messages(stream, from);
         messages

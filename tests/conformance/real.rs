@@ -8,6 +8,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self};
 use prewarm::bus::Bus;
@@ -175,6 +176,22 @@ impl Real {
             None => purge.await,
         };
         purged.unwrap().purged as usize
+    }
+
+    /// Removes a message as `dispatch::perform` withdraws a task.
+    pub async fn remove(&mut self, stream: &'static str, sequence: u64) -> bool {
+        self.stream(stream).await;
+        let subject = format!("STREAM.MSG.DELETE.{}", self.stream_name(stream));
+        let body = serde_json::json!({"seq": sequence, "no_erase": true});
+        let answer: Response<serde_json::Value> =
+            self.bus.jetstream.request(subject, &body).await.unwrap();
+        match answer {
+            Response::Ok(_) => true,
+            Response::Err { error } => {
+                assert!(error.to_string().contains("no message found"), "{error}");
+                false
+            }
+        }
     }
 
     pub async fn kept(&mut self, stream: &'static str, from: u64) -> Vec<Kept> {

@@ -204,6 +204,11 @@ impl Session {
         ask!(self.purge(stream, filter, before))
     }
 
+    /// Removes one message by its sequence; whether it was there.
+    pub async fn remove(&mut self, stream: &'static str, sequence: u64) -> bool {
+        ask!(self.remove(stream, sequence))
+    }
+
     /// Everything a stream holds, in order.
     pub async fn kept(&mut self, stream: &'static str) -> Vec<Kept> {
         self.kept_from(stream, 1).await

@@ -8,6 +8,7 @@ use crate::support::containerd::ContainerdVersion;
 use crate::support::images::{busybox, generated};
 use crate::support::nats::NatsVersion;
 use crate::support::parts;
+use crate::support::registry::Request;
 use crate::support::run_container::run_container;
 
 const GENERATIONS: [(&str, ContainerdVersion); 3] = [
@@ -15,6 +16,17 @@ const GENERATIONS: [(&str, ContainerdVersion); 3] = [
     ("node-1.7", ContainerdVersion::V1_7),
     ("node-2.1", ContainerdVersion::V2_1),
 ];
+
+/// The tag was asked for once, by the dispatcher; the nodes asked for its digest.
+fn assert_resolved_once(requests: &[Request], repository: &str, tag: &str, digest: &str) {
+    let asked = |reference: &str| {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let of = requests.iter().filter(|request| request.path == path);
+        of.count()
+    };
+    assert_eq!(asked(tag), 1, "{repository}:{tag} in {requests:?}");
+    assert!(asked(digest) >= GENERATIONS.len(), "{requests:?}");
+}
 
 async fn one_message_warms_every_generation(version: NatsVersion) {
     let cell = Cell::start(version).await;
@@ -26,6 +38,7 @@ async fn one_message_warms_every_generation(version: NatsVersion) {
     for (name, generation) in GENERATIONS {
         nodes.push(cell.node(name, generation, &cell.registry.addr()).await);
     }
+    let before = cell.registry.mark().await;
     let spec = json!({"images": [pushed.by_tag, layered.by_tag], "selector": {"matchLabels": {"pool": "test"}}});
     cell.publish("base", spec).await;
     let record = cell.ended("base").await;
@@ -38,6 +51,13 @@ async fn one_message_warms_every_generation(version: NatsVersion) {
         (record.status.counts.desired, record.status.counts.succeeded),
         (6, 6)
     );
+    let requests = cell.registry.requests_since(before).await;
+    for (repository, tag, digest) in [
+        ("library/busybox", "1.0", &pushed.digest),
+        ("team/app", "2", &layered.digest),
+    ] {
+        assert_resolved_once(&requests, repository, tag, digest);
+    }
 
     for node in &nodes {
         let cri = node.containerd.cri().await;

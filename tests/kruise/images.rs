@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 
 use prewarm::domain::image::Digest;
 use prewarm::domain::job::ImagePullPolicy;
-use prewarm::wire::event::PullState;
+use prewarm::domain::status::Outcome;
+use prewarm::wire::event::{PullState, TaskEvent};
 use prewarm::wire::subject::JobVerb;
 use serde_json::json;
 
 use crate::cell::Cell;
 use crate::guarded::open_to;
 use crate::node::Setup;
+use crate::read::Kept;
 use crate::support::images::generated;
 use crate::support::registry::Registry;
 
@@ -207,4 +209,41 @@ async fn a_tag_that_moves_in_the_middle_of_a_job_is_one_image_on_all_nodes() {
     for kept in cell.tasks("job").await {
         assert_eq!(kept.body.digest.unwrap().to_string(), old.digest);
     }
+}
+
+/// There, a runtime that said "already exists" had failed.
+#[tokio::test]
+async fn issue_547_an_image_that_is_there_already_is_a_success() {
+    let cell = Cell::start().await;
+    let _node = cell.node("node").await;
+    for (job, present) in [("first", false), ("second", true), ("third", true)] {
+        cell.submit(job, json!({"images": ["app:1"]})).await;
+        let ended = cell.ended(job).await;
+        assert_eq!(ended.status.outcome, Some(Outcome::Succeeded), "{job}");
+        assert_eq!(ended.status.failures, [], "{job}");
+        let told = cell.hears(job, PullState::Succeeded).await;
+        let result = told.result.unwrap();
+        assert_eq!(result.already_present, present, "{job}");
+        assert_eq!(result.bytes_registry == 0, present, "{job}");
+        assert_eq!(told.attempt, 1, "{job}");
+    }
+}
+
+/// There, the second image was pulled five minutes after the first: an expectation of its cache had to time out.
+#[tokio::test]
+async fn issue_1528_a_second_image_follows_the_first_at_once() {
+    let cell = Cell::start().await;
+    let _node = cell.node("node").await;
+    let spec = json!({"images": ["app:1", "app:2"], "parallelism": 1});
+    cell.submit("list", spec).await;
+    cell.ended("list").await;
+    let told = cell.told(Some("list")).await;
+    let at = |tag: &str, state: PullState| {
+        let of = |kept: &&Kept<TaskEvent>| {
+            kept.body.image.tag() == Some(tag) && kept.body.state == state
+        };
+        told.iter().find(of).unwrap().at
+    };
+    let pause = at("2", PullState::Started) - at("1", PullState::Succeeded);
+    assert!(pause < 10_000_000_000, "{pause} ns");
 }

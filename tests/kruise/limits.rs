@@ -6,11 +6,13 @@ use prewarm::domain::node::ZONE_LABEL;
 use prewarm::domain::status::Outcome;
 use prewarm::wire::event::JobEventKind;
 use prewarm::wire::subject::JobVerb;
+use prewarm::wire::task::PullTask;
 use serde_json::json;
 
-use crate::cell::Cell;
+use crate::cell::{Cell, LIMIT};
 use crate::node::names;
 use crate::support::nats::NatsVersion;
+use crate::support::prewarm::{Prewarm, Role, prewarm};
 
 /// A cell with these limits and silent nodes in these zones.
 async fn limited(limits: Settings, nodes: &[(&str, &str)]) -> Cell {
@@ -70,6 +72,49 @@ async fn issue_1848_a_zone_takes_so_many_pulls_of_all_jobs() {
     assert_eq!(names(&released), ["a", "c", "b"]);
     cell.tell_success(&one[1]).await;
     assert_eq!(names(&cell.released("two", 1).await), ["c"]);
+}
+
+/// The program with this limit and silent nodes in these zones.
+async fn the_program_with(limit: Prewarm, nodes: &[(&str, &str)]) -> (Cell, Role) {
+    let cell = Cell::broker(NatsVersion::V2_15).await;
+    let mut dispatcher = limit
+        .env("PREWARM_NATS_URL", cell.server.url())
+        .env("PREWARM_METRICS_LISTEN", "off")
+        .spawn("the dispatcher");
+    dispatcher.logs("leading", LIMIT).await;
+    for (node, zone) in nodes {
+        cell.silent(node, &[(ZONE_LABEL, zone)]).await;
+    }
+    (cell, dispatcher)
+}
+
+#[tokio::test]
+async fn max_pulls_per_registry_is_a_flag_that_holds() {
+    let limit = prewarm(["dispatcher", "--max-pulls-per-registry", "2"]);
+    let nodes = [("a", "x"), ("b", "x"), ("c", "x")];
+    let (cell, _dispatcher) = the_program_with(limit, &nodes).await;
+    // `.invalid` cannot be asked, so that the nodes resolve for themselves.
+    let images = json!(["r1.invalid/app:1", "r2.invalid/app:1"]);
+    cell.submit("job", json!({"images": images})).await;
+    let tasks = cell.released("job", 4).await;
+    let first = |task: &&PullTask| task.image.registry() == "r1.invalid";
+    assert_eq!(tasks.iter().filter(first).count(), 2);
+    cell.tell_success(tasks.iter().find(first).unwrap()).await;
+    let tasks = cell.released("job", 5).await;
+    assert_eq!(tasks.iter().filter(first).count(), 3);
+}
+
+#[tokio::test]
+async fn max_pulls_per_zone_is_a_variable_that_holds() {
+    let limit = prewarm(["dispatcher"]).env("PREWARM_MAX_PULLS_PER_ZONE", "1");
+    let nodes = [("a", "x"), ("b", "x"), ("c", "y")];
+    let (cell, _dispatcher) = the_program_with(limit, &nodes).await;
+    let spec = json!({"images": ["r1.invalid/app:1"]});
+    cell.submit("job", spec).await;
+    let tasks = cell.released("job", 2).await;
+    assert_eq!(names(&tasks), ["a", "c"]);
+    cell.tell_success(&tasks[0]).await;
+    assert_eq!(names(&cell.released("job", 3).await), ["a", "c", "b"]);
 }
 
 #[tokio::test]

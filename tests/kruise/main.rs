@@ -13,6 +13,7 @@
 mod support;
 
 mod absent;
+mod carried;
 mod cell;
 mod edits;
 mod failures;

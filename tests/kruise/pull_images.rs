@@ -74,10 +74,16 @@ completionPolicy: {{type: Always, activeDeadlineSeconds: 50, ttlSecondsAfterFini
 
 #[tokio::test]
 async fn pullimages_204_with_a_secret_and_kept_without_a_ttl() {
-    let cell = Cell::start().await;
+    let guarded = Guarded::start("kept-password").await;
+    guarded.write_secret("team-registry", "kept-password");
+    let cell = Cell::that_asks(guarded.registry()).await;
+    let ear = cell.listen().await;
     let _node = cell.node("node-1").await;
-    let spec = "image: nginx:1.9.1\npullSecrets: [team-registry]\nparallelism: 1";
-    cell.apply(&pull_job("kept", spec)).await;
+    let spec = format!(
+        "image: {}\npullSecrets: [team-registry]\nparallelism: 1",
+        guarded.image()
+    );
+    cell.apply(&pull_job("kept", &spec)).await;
     assert_eq!(cell.ended("kept").await.status.counts.succeeded, 1);
     cell.no_tasks("kept").await;
     // A whole life with a TTL passes meanwhile.
@@ -86,6 +92,13 @@ async fn pullimages_204_with_a_secret_and_kept_without_a_ttl() {
     cell.gone("short").await;
     let kept = cell.record("kept").await.unwrap();
     assert_eq!(kept.status.outcome, Some(Outcome::Succeeded));
+    for job in ["kept", "short"] {
+        let tasks = ear.tasks(job);
+        // Without the secret, nobody could say what the tag means.
+        assert_eq!(tasks[0].digest, Some(guarded.digest()), "{job}");
+        assert_eq!(tasks[0].pull_secrets, ["team-registry"], "{job}");
+    }
+    nobody_said(&ear, "kept-password");
 }
 
 #[tokio::test]

@@ -81,3 +81,24 @@ async fn issue_1682_an_edit_of_the_priority_counts_for_what_waits() {
     }
     assert_eq!(cell.tasks("second").await.len(), 1);
 }
+
+/// There, ten jobs and more that meet a new node share the time of one attempt (`activeDeadlineSeconds` of the tag)
+/// while they queue. Here, an attempt's time begins with it.
+#[tokio::test]
+async fn issue_2071_many_never_jobs_at_once_on_a_new_node_have_their_whole_timeout_each() {
+    let cell = Cell::start().await;
+    for job in 0..12 {
+        let spec = json!({
+            "images": [format!("large:{job}")], "completionPolicy": {"type": "Never"},
+            "pullPolicy": {"timeoutSeconds": 2, "backoffLimit": 0},
+        });
+        cell.submit(&format!("warm-{job}"), spec).await;
+    }
+    // One after another they take twice as long as one of them may.
+    let setup = Setup::new("new").capacity(1).latency("400ms");
+    let _node = cell.worker(setup).await;
+    for job in 0..12 {
+        let job = cell.succeeded(&format!("warm-{job}"), 1).await;
+        assert_eq!(job.status.counts.failed, 0, "{:?}", job.status);
+    }
+}

@@ -7,10 +7,10 @@ use prewarm::dispatch::state::Settings;
 use prewarm::domain::time::Timestamp;
 
 use crate::broker::{Broker, Demands, Millis, Refusal};
-use crate::faults::Moment;
 use crate::leader::{Leader, Over};
 use crate::net::{Answer, Ask, Core, Event, Life, Net, Read, Ticket, TimerKind, Who};
 use crate::payload::{EVENTS, LEASE, LEASES, Payload};
+use crate::plan::Moment;
 
 /// Pause before leading again after a leadership failed.
 const RETRY: Millis = 100;

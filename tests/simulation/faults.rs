@@ -1,158 +1,16 @@
-//! What users do and what goes wrong, planned from the seed before the simulation begins, so that
-//! parts of it can be left out when a failure is shrunk.
+//! Draws plans from seeds: what users do and what goes wrong, planned before the simulation begins, so that parts of it
+//! can be left out when a failure is shrunk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use prewarm::dispatch::{Pause, Request};
 use prewarm::domain::image::ImageRef;
 use prewarm::domain::job::{Amount, CompletionType, FailurePolicy, ImagePullPolicy, JobSpec};
 use prewarm::domain::name::JobName;
 use prewarm::domain::selector::NodeSelector;
-use prewarm::domain::trace::{TraceContext, TraceOrigin};
-use prewarm::wire::event::Problem;
-use prewarm::wire::manifest::Submission;
 
 use crate::broker::Millis;
+use crate::plan::{Action, Job, MOMENTS, Plan, Planned, PlannedNode, Target, Wish};
 use crate::rng::Rng;
-
-/// Whom something happens to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// Whoever leads then.
-    Leader,
-    Dispatcher(usize),
-    Worker(usize),
-}
-
-const MOMENTS: [Moment; 5] = [
-    Moment::Record,
-    Moment::Node,
-    Moment::Release,
-    Moment::Withdrawal,
-    Moment::Word,
-];
-
-/// What a dispatcher has just begun when it dies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Moment {
-    Record,
-    Node,
-    Release,
-    Withdrawal,
-    Word,
-}
-
-/// One thing that a user does or that goes wrong.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
-    Request(Request),
-    /// The process dies, at once or before its so manyth effect from now, and begins again.
-    Crash {
-        who: Target,
-        after_effects: Option<u32>,
-        down: Millis,
-    },
-    /// A dispatcher dies right after it began its next effect of this kind.
-    CrashAfter {
-        who: Target,
-        what: Moment,
-        down: Millis,
-    },
-    /// SIGTERM, and another life later.
-    Stop {
-        who: Target,
-        down: Millis,
-    },
-    /// The process stands still, and does not know it.
-    Freeze {
-        who: Target,
-        still: Millis,
-    },
-    /// A worker is stopped and begins with other labels and capacity.
-    Relabel {
-        node: usize,
-        pool: &'static str,
-        zone: &'static str,
-        capacity: u32,
-    },
-    /// A running worker's node gets another label, and takes no new pulls for a while.
-    Hold {
-        node: usize,
-        pool: &'static str,
-        lasts: Millis,
-    },
-    Disconnect {
-        who: Target,
-        down: Millis,
-    },
-    LoseQuestions {
-        who: Target,
-        count: u32,
-    },
-    LoseAnswers {
-        who: Target,
-        count: u32,
-    },
-    RepeatAcks {
-        who: Target,
-        count: u32,
-    },
-    /// A worker's next answers to tasks are lost on their way.
-    LoseAcks {
-        node: usize,
-        count: u32,
-    },
-    Delay {
-        who: Target,
-        late: Millis,
-    },
-    LoseCore {
-        count: u32,
-    },
-    RestartBroker {
-        down: Millis,
-    },
-    RegistryDown {
-        down: Millis,
-    },
-    RegistryFlaky {
-        lasts: Millis,
-    },
-    RegistryStalls {
-        lasts: Millis,
-    },
-    MoveTag(ImageRef),
-    /// An operator purges the task stream.
-    PurgeTasks,
-}
-
-/// An action and its time.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Planned {
-    pub at: Millis,
-    pub action: Action,
-}
-
-/// What a simulation is made of, beside chance.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub dispatchers: usize,
-    /// Pool, zone and capacity of each node, and when it begins.
-    pub nodes: Vec<PlannedNode>,
-    pub host_limit: Option<u32>,
-    pub zone_limit: Option<u32>,
-    pub actions: Vec<Planned>,
-    /// When everything that goes wrong has ended.
-    pub heals_at: Millis,
-}
-
-#[derive(Clone, Debug)]
-pub struct PlannedNode {
-    pub pool: &'static str,
-    pub zone: &'static str,
-    pub capacity: u32,
-    pub begins: Millis,
-}
 
 pub const POOLS: [&str; 2] = ["blue", "green"];
 const ZONES: [&str; 2] = ["z1", "z2"];
@@ -173,8 +31,8 @@ impl Plan {
         let dispatchers = 2 + rng.below(2);
         let heals_at = rng.range(60, 500) * 1_000;
         let node = |rng: &mut Rng| PlannedNode {
-            pool: rng.pick(&POOLS),
-            zone: rng.pick(&ZONES),
+            pool: rng.pick(&POOLS).to_owned(),
+            zone: rng.pick(&ZONES).to_owned(),
             capacity: u32::try_from(rng.range(1, 4)).unwrap_or(1),
             begins: if rng.percent(70) {
                 rng.range(0, 5_000)
@@ -224,7 +82,7 @@ impl Planner<'_> {
         };
         for _ in 0..requests {
             let at = self.rng.range(0, self.heals_at);
-            let action = Action::Request(self.request());
+            let action = Action::Ask(self.wish());
             actions.push(Planned { at, action });
         }
         for _ in 0..faults {
@@ -251,41 +109,26 @@ impl Planner<'_> {
         format!("j{number}").parse().expect("a job's name")
     }
 
-    fn request(&mut self) -> Request {
+    fn wish(&mut self) -> Wish {
         let name = self.job();
         match self.rng.below(20) {
-            0..=8 => Request::Submit(Box::new(self.submission(name))),
+            0..=8 => Wish::Submit(self.asked(name)),
             9..=11 => {
                 let others = self.rng.below(3);
                 let names: BTreeSet<_> = (0..others).map(|_| self.job()).chain([name]).collect();
-                let jobs = names.into_iter().map(|name| Ok(self.submission(name)));
-                Request::Push(jobs.collect())
+                Wish::Push(names.into_iter().map(|name| self.asked(name)).collect())
             }
-            12 | 13 => Request::Cancel(name),
-            14 | 15 => Request::Delete(name),
-            16 | 17 => Request::Pause(name, Pause::Pause),
-            18 => Request::Pause(name, Pause::Resume),
-            _ => Request::Unreadable {
-                name: Some(name),
-                problems: vec![Problem {
-                    path: "spec".to_owned(),
-                    message: "is wrong".to_owned(),
-                }],
-            },
+            12 | 13 => Wish::Cancel(name),
+            14 | 15 => Wish::Delete(name),
+            16 | 17 => Wish::Pause(name),
+            18 => Wish::Resume(name),
+            _ => Wish::Unreadable(name),
         }
     }
 
-    fn submission(&mut self, name: JobName) -> Submission {
-        // Some belong to a trace, and draw nothing for it: the plans of known seeds stay what they are.
-        let traced = name.as_str().bytes().map(u32::from).sum::<u32>() % 2 == 0;
-        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let context = context.parse::<TraceContext>().ok();
-        Submission {
-            name,
-            labels: BTreeMap::new(),
-            spec: self.spec(),
-            trace: context.filter(|_| traced).map(TraceOrigin::from),
-        }
+    fn asked(&mut self, name: JobName) -> Job {
+        let spec = self.spec();
+        Job { name, spec }
     }
 
     fn small(&mut self, least: u64, end: u64) -> u32 {
@@ -384,8 +227,8 @@ impl Planner<'_> {
             },
             9 | 10 | 25 => Action::Relabel {
                 node: self.rng.below(self.nodes),
-                pool: self.rng.pick(&POOLS),
-                zone: self.rng.pick(&ZONES),
+                pool: self.rng.pick(&POOLS).to_owned(),
+                zone: self.rng.pick(&ZONES).to_owned(),
                 capacity: self.small(1, 4),
             },
             11 | 12 => Action::Disconnect {
@@ -422,7 +265,7 @@ impl Planner<'_> {
             },
             26 => Action::Hold {
                 node: self.rng.below(self.nodes),
-                pool: self.rng.pick(&POOLS),
+                pool: self.rng.pick(&POOLS).to_owned(),
                 lasts: long,
             },
             27..=29 => Action::LoseAcks {

@@ -9,10 +9,10 @@ use prewarm::wire::manifest::Submission;
 use prewarm::wire::subject::Subjects;
 
 use crate::dispatcher::Step;
-use crate::faults::{Action, Target};
 use crate::invariants::{self, Verdict};
 use crate::net::{Event, Life, Who};
 use crate::payload::TASKS;
+use crate::plan::{Action, Target};
 use crate::world::World;
 
 impl World {
@@ -43,7 +43,7 @@ impl World {
         let now = self.net.now;
         let to = |world: &Self, who| world.target(who);
         match action {
-            Action::Request(_) => {}
+            Action::Ask(_) => {}
             Action::Crash {
                 who,
                 after_effects,
@@ -72,16 +72,13 @@ impl World {
                 let Some(process) = self.workers.get_mut(node) else {
                     return Ok(());
                 };
-                process
-                    .facts
-                    .labels
-                    .insert("pool".to_owned(), pool.to_owned());
                 let labels = &mut process.facts.labels;
-                labels.insert(ZONE_LABEL.to_owned(), zone.to_owned());
+                labels.insert("pool".to_owned(), pool);
+                labels.insert(ZONE_LABEL.to_owned(), zone);
                 process.facts.capacity = capacity;
                 return self.stop(Who::Worker(node), 100);
             }
-            Action::Hold { node, pool, lasts } => self.hold(node, pool, now + lasts),
+            Action::Hold { node, pool, lasts } => self.hold(node, &pool, now + lasts),
             Action::Disconnect { who, down } => {
                 if let Some(life) = self.life(to(self, who)) {
                     self.disconnect(life, now + down);

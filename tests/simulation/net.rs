@@ -50,6 +50,14 @@ pub enum Ask {
         /// Only what was stored before this.
         before: Option<u64>,
     },
+    /// The newest message of a task's subject.
+    Last {
+        subject: String,
+    },
+    /// A task goes, by its sequence.
+    Remove {
+        sequence: u64,
+    },
     DeleteConsumer {
         consumer: String,
     },
@@ -116,6 +124,10 @@ pub enum Answer {
         cursor: u64,
     },
     Lease(Option<(u64, Option<String>)>),
+    /// The sequence of a subject's newest message.
+    Last(Option<u64>),
+    /// Whether there was something to remove.
+    Removed(bool),
     /// Nobody knows whether it was or will be done.
     Unclear,
 }
@@ -498,10 +510,11 @@ impl Ask {
         match self {
             Self::Publish { stream, .. } => *stream != LEASES,
             Self::Purge { .. }
+            | Self::Remove { .. }
             | Self::DeleteConsumer { .. }
             | Self::MakeConsumer { .. }
             | Self::Answer { .. } => true,
-            Self::Read(_) | Self::Pull { .. } | Self::DropPull { .. } => false,
+            Self::Read(_) | Self::Last { .. } | Self::Pull { .. } | Self::DropPull { .. } => false,
         }
     }
 
@@ -512,8 +525,11 @@ impl Ask {
             | Self::Pull { stream, .. }
             | Self::DropPull { stream, .. }
             | Self::Answer { stream, .. } => stream,
-            Self::Purge { .. } | Self::DeleteConsumer { .. } | Self::MakeConsumer { .. } => "api",
-            Self::Read(_) => "read",
+            Self::Purge { .. }
+            | Self::Remove { .. }
+            | Self::DeleteConsumer { .. }
+            | Self::MakeConsumer { .. } => "api",
+            Self::Read(_) | Self::Last { .. } => "read",
         }
     }
 }

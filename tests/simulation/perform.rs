@@ -10,12 +10,12 @@ use prewarm::wire::task::Run;
 
 use crate::broker::{Demands, Millis, Stored};
 use crate::dispatcher::Context;
-use crate::faults::Moment;
 use crate::leader::{Over, REQUEST_TIMEOUT, refused};
 use crate::net::{Answer, Ask, Core, Event, Life, Net, TaskAnswer, Ticket};
 use crate::payload::{
     EVENTS, JOB_RECORDS, JOBS, NODE_RECORDS, Payload, REQUESTS, TASKS, job_key, node_key,
 };
+use crate::plan::Moment;
 
 /// Messages sent and not yet confirmed by the broker.
 const MAX_UNCONFIRMED: usize = 64;
@@ -31,6 +31,18 @@ enum Open {
     Record(JobName),
     /// The marker of a deleted record; then its key is purged.
     Deletion(JobName),
+    /// Which message a task to withdraw is; then it goes by its sequence.
+    Look {
+        subject: String,
+    },
+    Removal {
+        subject: String,
+        sequence: u64,
+    },
+    /// Whether somebody else has removed what could not be removed.
+    LookAgain {
+        sequence: u64,
+    },
     Other,
 }
 
@@ -261,7 +273,13 @@ impl Performer {
             }
             Effect::Release(task) => self.release(net, *task),
             Effect::WithdrawJob(name) => self.withdraw(net, self.subjects.tasks_of_job(&name)),
-            Effect::WithdrawPull(key) => self.withdraw(net, self.subjects.task(&key)),
+            Effect::WithdrawPull(key) => {
+                let subject = self.subjects.task(&key);
+                let ask = Ask::Last {
+                    subject: subject.clone(),
+                };
+                self.ask(net, ask, Open::Look { subject });
+            }
             Effect::Revoke { node, revocation } => {
                 net.send_to_node(self.life, &node, Core::Revocation(revocation))
             }
@@ -334,18 +352,49 @@ impl Performer {
         let Some(open) = self.open.remove(&ticket) else {
             return Asked::Stranger;
         };
+        if let Answer::Last(_) | Answer::Removed(_) = answer {
+            return Asked::Known(self.withdrawn(net, open, &answer));
+        }
         let stored = match answer {
             Answer::Published(Ok(stored)) => Some(stored),
             Answer::Published(Err(refusal)) => {
                 return Asked::Known(Err(refused(net, open.refusal(), refusal)));
             }
             Answer::Done => None,
-            Answer::Unclear | Answer::Read { .. } | Answer::Lease(_) => {
+            Answer::Unclear
+            | Answer::Read { .. }
+            | Answer::Lease(_)
+            | Answer::Last(_)
+            | Answer::Removed(_) => {
                 return Asked::Known(Err(Over::Failed("no answer".to_owned())));
             }
         };
         self.done(net, open, stored);
         Asked::Known(Ok(()))
+    }
+
+    /// Goes on with withdrawing one task, as the shell does: what the next leader has released is not for this one to
+    /// take, and what is gone already is withdrawn.
+    fn withdrawn(&mut self, net: &mut Net, open: Open, answer: &Answer) -> Result<(), Over> {
+        match (open, answer) {
+            (Open::Look { subject }, Answer::Last(Some(sequence)))
+                if *sequence <= self.newest_task =>
+            {
+                let sequence = *sequence;
+                let ask = Ask::Remove { sequence };
+                self.ask(net, ask, Open::Removal { subject, sequence });
+            }
+            (Open::Removal { subject, sequence }, Answer::Removed(false)) => {
+                let ask = Ask::Last { subject };
+                self.ask(net, ask, Open::LookAgain { sequence });
+            }
+            (Open::LookAgain { sequence }, Answer::Last(Some(still))) if sequence == *still => {
+                let reason = "a task that is there was not removed";
+                return Err(Over::Failed(reason.to_owned()));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn done(&mut self, net: &mut Net, open: Open, stored: Option<Stored>) {
@@ -363,7 +412,7 @@ impl Performer {
                 self.purge(net, JOB_RECORDS, job_key(&name.token()));
                 self.settling = true;
             }
-            Open::Other => {}
+            Open::Look { .. } | Open::Removal { .. } | Open::LookAgain { .. } | Open::Other => {}
         }
     }
 }
@@ -373,7 +422,9 @@ impl Open {
         match self {
             Self::Release { .. } => "a release met a message",
             Self::Record(_) | Self::Deletion(_) => "a record write met another's revision",
-            Self::Other => "a write was refused",
+            Self::Look { .. } | Self::Removal { .. } | Self::LookAgain { .. } | Self::Other => {
+                "a write was refused"
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::counters::Counters;
-use crate::faults::Plan;
+use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::shrink::shrink;
 use crate::trace::Trace;
@@ -92,6 +92,7 @@ fn report(seed: u64, steps: u64, failure: &str) -> String {
         Ok(()) => format!("all of it is in {}", file.display()),
         Err(error) => format!("it could not be kept: {error}"),
     };
+    let regression = crate::regressions::write(seed, short.clone(), &failure_of_short);
     let is_told = |line: &&str| !NOISE.iter().any(|noise| line.contains(noise));
     let lines: Vec<&str> = trace.text().lines().filter(is_told).collect();
     let last = lines[lines.len().saturating_sub(TOLD_LINES)..].join("\n");
@@ -102,7 +103,7 @@ fn report(seed: u64, steps: u64, failure: &str) -> String {
         .collect();
     format!(
         "seed {seed}, step {steps}: {failure}\n\nmake sim SEED={seed} STEPS=1\n\nWithout what makes no \
-         difference, {} of {} actions are left, heal at {} ms:\n{actions}\n{failure_of_short}\nThe end of the trace \
+         difference, {} of {} actions are left, heal at {} ms:\n{actions}\n{failure_of_short}\n{regression}\nThe end of the trace \
          ({kept}):\n{last}\n",
         short.actions.len(),
         whole.actions.len(),

@@ -43,6 +43,17 @@ impl World {
                 self.net.answer(&question, Answer::Done);
                 Ok(())
             }
+            Ask::Last { subject } => {
+                let last = self.broker.last_by_subject(TASKS, subject);
+                let answer = Answer::Last(last.map(|(sequence, _)| sequence));
+                self.net.answer(&question, answer);
+                Ok(())
+            }
+            Ask::Remove { sequence } => {
+                let removed = self.remove_task(*sequence, late);
+                self.net.answer(&question, Answer::Removed(removed));
+                Ok(())
+            }
             Ask::DeleteConsumer { consumer } => {
                 let sent = self.broker.delete_consumer(TASKS, consumer);
                 self.send(sent);
@@ -245,13 +256,11 @@ impl World {
                 }
                 self.checks.record(record)
             }
-            Payload::NodeRecord(_) => {
+            Payload::NodeRecord(_) | Payload::Marker => {
                 self.checks.disturbed |= late;
                 Ok(())
             }
-            Payload::Request(_) | Payload::NodeEvent(_) | Payload::Lease(_) | Payload::Marker => {
-                Ok(())
-            }
+            Payload::Request(_) | Payload::NodeEvent(_) | Payload::Lease(_) => Ok(()),
         }
     }
 
@@ -272,6 +281,23 @@ impl World {
         self.net.trace.line(now, || {
             format!("broker purged {purged} of {filter}, late {late}")
         });
+    }
+
+    fn remove_task(&mut self, sequence: u64, late: bool) -> bool {
+        let now = self.net.now;
+        if late {
+            let what = "an effect of a deposed leader was performed";
+            self.net.counters.bump(what);
+        }
+        let removed = self.broker.remove(TASKS, sequence);
+        self.checks.disturbed |= late && removed;
+        if !removed {
+            self.net.counters.bump("a task to withdraw had gone");
+        }
+        self.net.trace.line(now, || {
+            format!("broker removed task {sequence}: {removed}, late {late}")
+        });
+        removed
     }
 
     fn make_consumer(&mut self, question: &Question) {

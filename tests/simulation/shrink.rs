@@ -1,7 +1,7 @@
 //! Leaving out of a failing plan whatever makes no difference (Zeller, Hildebrandt: "Simplifying and
 //! isolating failure-inducing input", 2002).
 
-use crate::faults::{Plan, Planned};
+use crate::plan::{Plan, Planned};
 
 /// Most simulations for one shrinking.
 const MOST_TRIES: usize = 400;

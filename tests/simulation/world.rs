@@ -10,10 +10,11 @@ use prewarm::wire::worker::PullId;
 
 use crate::broker::{Broker, ConsumerConfig, Demands, Millis, Start};
 use crate::dispatcher::{Clock, DispatcherProcess, Step};
-use crate::faults::{Action, MISSING, Plan};
+use crate::faults::MISSING;
 use crate::invariants::{Checks, Verdict};
 use crate::net::{Event, Life, Net, Ticket, TimerKind, Who};
 use crate::payload::{JOBS, Payload, REQUESTS, topology};
+use crate::plan::{Action, Plan, PlannedNode};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::worker::WorkerProcess;
@@ -72,9 +73,9 @@ impl World {
         let dispatchers = (0..plan.dispatchers)
             .map(|index| DispatcherProcess::new(index, clock(30), settings))
             .collect();
-        let facts = |node: &crate::faults::PlannedNode| NodeFacts {
-            labels: [("pool", node.pool), (ZONE_LABEL, node.zone)]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        let facts = |node: &PlannedNode| NodeFacts {
+            labels: [("pool", &node.pool), (ZONE_LABEL, &node.zone)]
+                .map(|(key, value)| (key.to_owned(), value.clone()))
                 .into(),
             platform: "linux/amd64".parse().expect("a platform"),
             runtime: "model".to_owned(),
@@ -398,8 +399,9 @@ impl World {
     }
 
     fn act(&mut self, action: Action) -> Verdict {
-        if let Action::Request(request) = action {
+        if let Action::Ask(wish) = action {
             if self.net.broker_up {
+                let request = wish.request();
                 self.net
                     .trace
                     .line(self.net.now, || format!("user {request:?}"));

@@ -1,6 +1,6 @@
 //! What the events of one run say, in bounded memory: failures, retries, times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use crate::domain::failure::FailureKind;
@@ -11,6 +11,8 @@ use crate::wire::event::{PullState, TaskEvent};
 
 /// Most failed pulls kept one by one; beyond, they are counted.
 const MAX_FAILURES: usize = 10_000;
+/// Most ended pulls of which a repeat is known: 10,000 nodes with a hundred images.
+const MAX_ENDED: usize = 1_000_000;
 /// Most pulls kept that wait for another attempt.
 const MAX_RETRYING: usize = 10_000;
 
@@ -44,6 +46,8 @@ pub(super) struct RunFacts {
     pub(super) retrying: BTreeMap<(NodeName, ImageRef), Retrying>,
     /// What every node that pulled something took.
     pub(super) efforts: BTreeMap<NodeName, Effort>,
+    /// Pulls that have ended: the first end is the truth, as it is for the dispatcher.
+    ended: HashSet<(NodeName, ImageRef)>,
     listed: usize,
 }
 
@@ -51,8 +55,14 @@ impl RunFacts {
     /// Adds an event.
     pub(super) fn add(&mut self, event: &TaskEvent) {
         let key = (event.node.clone(), event.image.clone());
+        if self.ended.contains(&key) {
+            return;
+        }
         if event.state != PullState::Retrying {
             self.retrying.remove(&key);
+        }
+        if event.state.is_terminal() && self.ended.len() < MAX_ENDED {
+            self.ended.insert(key.clone());
         }
         match event.state {
             PullState::Started => {}

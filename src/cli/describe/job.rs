@@ -1,14 +1,18 @@
 //! A job as text.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::facts::RunFacts;
 use super::waits::waits;
 use crate::cli::summary::failure_line;
 use crate::cli::text;
+use crate::domain::failure::FailureKind;
 use crate::domain::job::{CompletionType, JobSpec};
+use crate::domain::name::NodeName;
 use crate::domain::selector::{NodeSelector, Operator, Requirement};
 use crate::domain::time::Timestamp;
+use crate::wire::event::FailureGroup;
 use crate::wire::record::{JobRecord, JobStatus, NodeRecord};
 
 /// How many of the slowest nodes are named.
@@ -203,45 +207,35 @@ fn counts(out: &mut Sheet, status: &JobStatus) {
     );
 }
 
-/// By reason, with every node; from the record once the events are gone.
+/// By reason, with every node that told; then what only the record says.
 fn failures(out: &mut Sheet, status: &JobStatus, facts: &RunFacts) {
     if facts.failures.is_empty() && status.failures.is_empty() {
         return;
     }
     out.heading("Failures");
-    if facts.failures.is_empty() {
-        for group in &status.failures {
-            out.text.push_str(&failure_line(group));
-        }
-        return;
-    }
-    let mut told = None;
+    let mut told: BTreeMap<FailureKind, Vec<(&str, &[NodeName])>> = BTreeMap::new();
     for ((kind, message), nodes) in &facts.failures {
-        if told != Some(*kind) {
-            let pulls: usize = facts
-                .failures
-                .iter()
-                .filter(|((of, _), _)| of == kind)
-                .map(|(_, nodes)| nodes.len())
-                .sum();
-            let _ = writeln!(out.text, "  {kind}: {}", text::count(pulls, "pull"));
-            told = Some(*kind);
+        told.entry(*kind).or_default().push((message, nodes));
+    }
+    for (kind, reasons) in &told {
+        let group = status.failures.iter().find(|group| group.kind == *kind);
+        let pulls: usize = reasons.iter().map(|(_, nodes)| nodes.len()).sum();
+        let surplus = group.map_or(0, |group| (group.pulls as usize).saturating_sub(pulls));
+        let all = text::count(pulls + surplus, "pull");
+        let _ = writeln!(out.text, "  {kind}: {all}");
+        for (message, nodes) in reasons {
+            let nodes: BTreeSet<&NodeName> = nodes.iter().collect();
+            let _ = writeln!(out.text, "    {message}\n      on {}", listed(&nodes));
         }
-        let mut nodes: Vec<&str> = nodes
-            .iter()
-            .map(crate::domain::name::NodeName::as_str)
-            .collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        let _ = writeln!(out.text, "    {message}\n      on {}", nodes.join(", "));
+        if let Some(group) = group.filter(|_| surplus > 0) {
+            beyond(out, group, surplus, reasons);
+        }
     }
     // The dispatcher's own verdicts (a deadline, an absent node) are in no worker's event.
-    for group in status
-        .failures
-        .iter()
-        .filter(|group| !facts.failures.keys().any(|(kind, _)| *kind == group.kind))
-    {
-        out.text.push_str(&failure_line(group));
+    for group in &status.failures {
+        if !told.contains_key(&group.kind) {
+            out.text.push_str(&failure_line(group));
+        }
     }
     if facts.failures_beyond > 0 {
         let _ = writeln!(
@@ -250,6 +244,31 @@ fn failures(out: &mut Sheet, status: &JobStatus, facts: &RunFacts) {
             text::count(facts.failures_beyond, "pull")
         );
     }
+}
+
+/// The pulls of a kind that the dispatcher counts and no event tells of: those that were never released when the
+/// deadline passed, and those whose events are gone.
+fn beyond(out: &mut Sheet, group: &FailureGroup, surplus: usize, told: &[(&str, &[NodeName])]) {
+    let _ = write!(
+        out.text,
+        "    by the job's record, {} more",
+        text::count(surplus, "pull")
+    );
+    if told.iter().all(|(message, _)| *message != group.message) {
+        let _ = write!(out.text, ": {}", group.message);
+    }
+    out.text.push('\n');
+    let told: BTreeSet<&NodeName> = told.iter().flat_map(|(_, nodes)| *nodes).collect();
+    let mut nodes: BTreeSet<&NodeName> = group.nodes.iter().collect();
+    nodes.retain(|node| !told.contains(node));
+    if !nodes.is_empty() {
+        let _ = writeln!(out.text, "      on {}", listed(&nodes));
+    }
+}
+
+fn listed(nodes: &BTreeSet<&NodeName>) -> String {
+    let nodes: Vec<&str> = nodes.iter().map(|node| node.as_str()).collect();
+    nodes.join(", ")
 }
 
 /// Which nodes, in words.

@@ -199,6 +199,56 @@ fn failures_are_told_from_the_record_when_the_events_are_gone() {
     assert!(text.contains("Failures:\n  ImageNotFound: 2 pulls on n3, n4: x\n  NodeAbsent: 1 pull on n9: gone for 120s\n"), "{text}");
 }
 
+fn failures_of(status_failures: Value, facts: &RunFacts) -> String {
+    let mut record = running();
+    record.status.failures = serde_json::from_value(status_failures).unwrap();
+    let text = job::text(&record, &[], facts, at(1));
+    let lines = text
+        .lines()
+        .skip_while(|line| *line != "Failures:")
+        .skip(1)
+        .take_while(|line| line.starts_with(' '));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn pulls_that_were_never_released_are_told_beside_those_that_ran_into_the_deadline() {
+    let mut facts = RunFacts::default();
+    let stopped = failure("DeadlineExceeded", "stopped: the job's deadline has passed");
+    facts.add(&event("n1", "failed", stopped));
+    let group = json!([{"kind": "DeadlineExceeded", "pulls": 4, "nodes": ["n1", "n2", "n3"], "message": "not started"}]);
+    assert_eq!(
+        failures_of(group, &facts),
+        "  DeadlineExceeded: 4 pulls
+    stopped: the job's deadline has passed
+      on n1
+    by the job's record, 3 pulls more: not started
+      on n2, n3"
+    );
+}
+
+#[test]
+fn only_the_first_end_of_a_pull_counts() {
+    let mut facts = RunFacts::default();
+    let bad = || failure("DigestMismatch", "other bytes");
+    // Told again after a lost ack.
+    facts.add(&event("n1", "failed", bad()));
+    facts.add(&event("n1", "failed", bad()));
+    // Late words of a pull that succeeded.
+    facts.add(&event("n2", "succeeded", json!({})));
+    facts.add(&event("n2", "failed", bad()));
+    facts.add(&event("n2", "retrying", bad()));
+    // Another image of the same node is another pull.
+    let mut other = bad();
+    other["image"] = json!("example.com/other:1");
+    facts.add(&event("n1", "failed", other));
+    assert_eq!(
+        failures_of(json!([]), &facts),
+        "  DigestMismatch: 2 pulls\n    other bytes\n      on n1"
+    );
+    assert!(facts.retries.is_empty() && facts.retrying.is_empty());
+}
+
 #[test]
 fn a_node_is_told_with_its_newest_pulls_first() {
     let mut pulls = NodePulls::default();

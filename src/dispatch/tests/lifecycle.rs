@@ -1,10 +1,16 @@
 //! A job from its submission to its end.
 
-use super::cell::{Cell, image, job};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cell::{Cell, image, job, node, submission};
+use crate::dispatch::Request;
 use crate::domain::failure::FailureKind;
 use crate::domain::image::Digest;
+use crate::domain::job::{ImagePullPolicy, JobSpec, PullPolicy, SandboxConfig};
 use crate::domain::status::{Counts, JobPhase, NodeCounts, Outcome};
 use crate::wire::event::JobEventKind::{Accepted, Completed, Started};
+use crate::wire::task::PullTask;
 
 #[test]
 fn a_job_is_accepted_resolved_released_and_completed() {
@@ -34,30 +40,83 @@ fn a_job_is_accepted_resolved_released_and_completed() {
     );
 }
 
+/// Every field of a specification that a pull depends on, each with another value than its default.
+fn with_everything(spec: &mut JobSpec) {
+    spec.priority = 7;
+    spec.image_pull_policy = ImagePullPolicy::Always;
+    spec.platform = Some("linux/arm64".parse().unwrap());
+    spec.pin = true;
+    spec.unpack = false;
+    spec.pull_secrets = vec!["team".to_owned()];
+    spec.pull_policy = PullPolicy {
+        timeout_seconds: 42,
+        backoff_limit: 9,
+    };
+    spec.completion_policy.active_deadline_seconds = Some(60);
+    spec.sandbox_config = SandboxConfig {
+        labels: map("k", "v"),
+        annotations: map("a", "w"),
+    };
+}
+
+fn map(key: &str, value: &str) -> BTreeMap<String, String> {
+    [(key.to_owned(), value.to_owned())].into()
+}
+
 #[test]
 fn a_task_carries_what_the_worker_needs() {
     let mut cell = Cell::of_nodes(&["a"]);
-    cell.submit("base", |spec| {
-        spec.priority = 7;
-        spec.pin = true;
-        spec.unpack = false;
-        spec.pull_secrets = vec!["team".to_owned()];
-        spec.pull_policy.timeout_seconds = 42;
-        spec.completion_policy.active_deadline_seconds = Some(60);
-        let label = ("k".to_owned(), "v".to_owned());
-        spec.sandbox_config.labels.extend([label]);
-    });
+    cell.submit("base", with_everything);
     let (_, task) = cell.tasks.values().next().expect("a task");
-    assert_eq!(
-        task.digest,
-        Some(Digest::of(image("app:1").to_string().as_bytes()))
-    );
-    assert_eq!((task.priority, task.pin, task.unpack), (7, true, false));
-    assert_eq!(task.pull_secrets, ["team"]);
+    let record = cell.record("base");
+    let started = record.status.started_at.unwrap();
+    // Whole, so that a field that is added is not forgotten here.
+    let expected = PullTask {
+        job: job("base"),
+        run: record.run(),
+        node: node("a"),
+        image: image("app:1"),
+        digest: Some(Digest::of(image("app:1").to_string().as_bytes())),
+        platform: Some("linux/arm64".parse().unwrap()),
+        image_pull_policy: ImagePullPolicy::Always,
+        pull_policy: record.spec.pull_policy,
+        priority: 7,
+        pull_secrets: vec!["team".to_owned()],
+        pin: true,
+        unpack: false,
+        expires_at: Some(started.after(Duration::from_secs(60))),
+        labels: map("k", "v"),
+        annotations: map("a", "w"),
+        traceparent: task.traceparent,
+    };
+    assert_eq!(*task, expected);
     assert_eq!(task.pull_policy.timeout_seconds, 42);
-    let deadline = cell.record("base").status.started_at.unwrap();
-    assert_eq!(task.expires_at.unwrap().since(deadline).as_secs(), 60);
-    assert_eq!(task.labels["k"], "v");
+    assert_eq!(task.pull_policy.backoff_limit, 9);
+}
+
+#[test]
+fn events_carry_the_labels_of_the_job_and_of_its_sandbox() {
+    let mut cell = Cell::of_nodes(&["a"]);
+    let Request::Submit(mut submitted) = submission("base", with_everything) else {
+        unreachable!("a submission");
+    };
+    submitted
+        .spec
+        .sandbox_config
+        .labels
+        .extend(map("team", "nobody"));
+    submitted.labels = map("team", "infra");
+    cell.request(Request::Submit(submitted));
+    cell.succeed("base", "a", "app:1");
+    assert_eq!(cell.kinds("base"), [Accepted, Started, Completed]);
+    for (id, event) in &cell.told {
+        let mut labels = map("k", "v");
+        labels.extend(map("team", "infra"));
+        assert_eq!(event.labels, labels, "{id}");
+        assert_eq!(event.annotations, map("a", "w"), "{id}");
+    }
+    // The record keeps apart what the user gave apart.
+    assert_eq!(cell.record("base").metadata.labels, map("team", "infra"));
 }
 
 #[test]

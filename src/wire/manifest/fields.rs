@@ -10,6 +10,17 @@ use crate::domain::job::{Amount, AmountError};
 use crate::domain::selector::{check_label_key, check_label_value};
 use crate::wire::event::Problem;
 
+/// What an item is that says the same as one before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Repeats {
+    /// A problem.
+    Refused,
+    /// A problem if it is the same text; the same by another text counts once.
+    RefusedAsText,
+    /// Nothing: it counts once.
+    Dropped,
+}
+
 /// The fields of one object that nobody has read yet.
 pub(super) struct Fields<'v> {
     path: String,
@@ -173,6 +184,7 @@ impl<'v> Fields<'v> {
     pub(super) fn parsed_list<T>(
         &mut self,
         key: &'static str,
+        repeats: Repeats,
         problems: &mut Vec<Problem>,
     ) -> Option<Vec<T>>
     where
@@ -191,13 +203,26 @@ impl<'v> Fields<'v> {
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let path = format!("{path}[{index}]");
-            let Some(item) = parsed::<T>(&path, item, problems) else {
+            let Some(parsed) = parsed::<T>(&path, item, problems) else {
                 continue;
             };
-            if let Some(first) = seen.insert(item.to_string(), index) {
-                note(problems, &path, format!("is the same as [{first}]: {item}"));
+            let Some(&(first, text)) = seen.get(&parsed.to_string()) else {
+                seen.insert(parsed.to_string(), (index, item));
+                list.push(parsed);
+                continue;
+            };
+            let refused = match repeats {
+                Repeats::Refused => true,
+                Repeats::RefusedAsText => text == item,
+                Repeats::Dropped => false,
+            };
+            if refused {
+                note(
+                    problems,
+                    &path,
+                    format!("is the same as [{first}]: {parsed}"),
+                );
             }
-            list.push(item);
         }
         Some(list)
     }

@@ -121,19 +121,18 @@ pub fn documents(bytes: &[u8]) -> Result<Vec<Value>, Rejection> {
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Rejection::whole(format!("the manifest is not UTF-8 text: {error}")))?;
-    if text.trim_start().starts_with('{') {
-        let mut stream = serde_json::Deserializer::from_str(text);
-        let value = Value::deserialize(&mut stream)
-            .and_then(|value| stream.end().map(|()| value))
-            .map_err(|error| Rejection::whole(format!("the manifest is not JSON: {error}")))?;
-        return Ok(vec![value]);
-    }
-    // YAML 1.2, section 10.3.2: only `true` and `false` are booleans, so that a label `y` stays a text.
-    let options = serde_saphyr::options! { strict_booleans: true };
-    let values: Vec<Value> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
-            Rejection::whole(format!("the manifest is neither JSON nor YAML: {error}"))
-        })?;
+    let values = if text.trim_start().starts_with('{') {
+        match json(text) {
+            Ok(value) => vec![value],
+            // YAML's flow style begins so, too.
+            Err(error) => yaml(text).map_err(|yaml| match is_flow(text) {
+                true => yaml,
+                false => Rejection::whole(format!("the manifest is not JSON: {error}")),
+            })?,
+        }
+    } else {
+        yaml(text)?
+    };
     if values.len() > MAX_DOCUMENTS {
         return Err(Rejection::whole(format!(
             "a file has at most {MAX_DOCUMENTS} documents"
@@ -143,6 +142,26 @@ pub fn documents(bytes: &[u8]) -> Result<Vec<Value>, Rejection> {
         .into_iter()
         .filter(|value| !value.is_null())
         .collect())
+}
+
+fn json(text: &str) -> serde_json::Result<Value> {
+    let mut stream = serde_json::Deserializer::from_str(text);
+    let value = Value::deserialize(&mut stream)?;
+    stream.end().map(|()| value)
+}
+
+/// Whether an object's first key is written as only YAML writes it.
+fn is_flow(text: &str) -> bool {
+    let inside = text.trim_start().trim_start_matches('{').trim_start();
+    !inside.is_empty() && !inside.starts_with(['"', '}'])
+}
+
+fn yaml(text: &str) -> Result<Vec<Value>, Rejection> {
+    // YAML 1.2, section 10.3.2: only `true` and `false` are booleans, so that a label `y` stays a text.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        Rejection::whole(format!("the manifest is neither JSON nor YAML: {error}"))
+    })
 }
 
 /// Checks one document.

@@ -1,9 +1,9 @@
 //! The native manifest, `prewarm.dev/v1 PrewarmJob`, and the parts Kruise's share with it.
 
-use super::fields::{Fields, note};
+use super::fields::{Fields, Repeats, note};
 use crate::domain::image::ImageRef;
 use crate::domain::job::{
-    Amount, CompletionPolicy, CompletionType, FailurePolicy, ImagePullPolicy, JobSpec, MAX_IMAGES,
+    CompletionPolicy, CompletionType, FailurePolicy, ImagePullPolicy, JobSpec, MAX_IMAGES,
     PullPolicy, SandboxConfig,
 };
 use crate::domain::selector::{
@@ -15,7 +15,7 @@ use crate::wire::event::Problem;
 const MAX_NAMES: usize = 10_000;
 
 pub(super) fn spec(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Option<JobSpec> {
-    let images = images(&mut fields, problems);
+    let images = images(&mut fields, Repeats::Refused, problems);
     let mut spec = JobSpec::new(images.unwrap_or_default());
     if let Some(selector) = fields.optional("selector", problems) {
         spec.selector = selector_of(selector, problems);
@@ -33,7 +33,7 @@ pub(super) fn spec(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Optio
         .unwrap_or(0);
     spec.image_pull_policy = image_pull_policy(&mut fields, problems);
     spec.platform = fields.parsed("platform", problems);
-    spec.pull_secrets = pull_secrets(&mut fields, problems);
+    spec.pull_secrets = pull_secrets(&mut fields, Repeats::Refused, problems);
     spec.pin = fields.boolean("pin", problems).unwrap_or(spec.pin);
     spec.unpack = fields.boolean("unpack", problems).unwrap_or(spec.unpack);
     if let Some(seconds) = fields.seconds("absentAfterSeconds", 0, problems) {
@@ -53,7 +53,7 @@ pub(super) fn spec(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Optio
     }
     let path = fields.path("completionPolicy");
     if let Some(policy) = fields.optional("completionPolicy", problems) {
-        spec.completion_policy = completion_policy(policy, true, problems);
+        spec.completion_policy = completion_policy(policy, problems);
     }
     deadline_covers_timeout(&spec, &path, problems);
     if let Some(mut policy) = fields.optional("failurePolicy", problems) {
@@ -69,10 +69,13 @@ pub(super) fn spec(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Optio
 /// Reads `images`: 1 to 255, each at most once.
 pub(super) fn images(
     fields: &mut Fields<'_>,
+    repeats: Repeats,
     problems: &mut Vec<Problem>,
 ) -> Option<Vec<ImageRef>> {
     let path = fields.path("images");
-    let images = fields.required("images", problems, Fields::parsed_list::<ImageRef>)?;
+    let images = fields.required("images", problems, |fields, key, problems| {
+        fields.parsed_list::<ImageRef>(key, repeats, problems)
+    })?;
     if images.len() > MAX_IMAGES {
         let count = images.len();
         note(
@@ -91,10 +94,7 @@ pub(super) fn images(
     Some(images)
 }
 
-pub(super) fn image_pull_policy(
-    fields: &mut Fields<'_>,
-    problems: &mut Vec<Problem>,
-) -> ImagePullPolicy {
+fn image_pull_policy(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> ImagePullPolicy {
     let path = fields.path("imagePullPolicy");
     match fields.text("imagePullPolicy", problems).as_deref() {
         None | Some("IfNotPresent") => ImagePullPolicy::IfNotPresent,
@@ -111,10 +111,14 @@ pub(super) fn image_pull_policy(
 }
 
 /// Names of credentials become file names on the node, so they may not leave their directory.
-pub(super) fn pull_secrets(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Vec<String> {
+pub(super) fn pull_secrets(
+    fields: &mut Fields<'_>,
+    repeats: Repeats,
+    problems: &mut Vec<Problem>,
+) -> Vec<String> {
     let path = fields.path("pullSecrets");
     let secrets = fields
-        .parsed_list::<String>("pullSecrets", problems)
+        .parsed_list::<String>("pullSecrets", repeats, problems)
         .unwrap_or_default();
     for (index, secret) in secrets.iter().enumerate() {
         if let Err(error) = secret.parse::<crate::domain::name::NodeName>() {
@@ -141,7 +145,9 @@ pub(super) fn sandbox_config(
 
 pub(super) fn selector_of(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> NodeSelector {
     let path = fields.path("names");
-    let names = fields.parsed_list("names", problems).unwrap_or_default();
+    let names = fields
+        .parsed_list("names", Repeats::Refused, problems)
+        .unwrap_or_default();
     if names.len() > MAX_NAMES {
         note(
             problems,
@@ -177,8 +183,9 @@ fn requirement(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Option<Re
         note(problems, &fields.path("key"), error);
     }
     let operator = operator(&mut fields, problems);
+    // To Kubernetes they are a set.
     let values = fields
-        .parsed_list::<String>("values", problems)
+        .parsed_list::<String>("values", Repeats::Dropped, problems)
         .unwrap_or_default();
     for (index, value) in values.iter().enumerate() {
         if let Err(error) = check_label_value(value) {
@@ -228,72 +235,79 @@ fn operator(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> Option<Oper
     }
 }
 
-/// Reads a completion policy. `repeatSeconds` is ours; Kruise repeats daily and has no field for it.
-pub(super) fn completion_policy(
-    mut fields: Fields<'_>,
-    native: bool,
-    problems: &mut Vec<Problem>,
-) -> CompletionPolicy {
+fn completion_policy(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> CompletionPolicy {
+    let kind = completion_type(&mut fields, problems);
+    always_only(&fields, kind, problems);
+    only(
+        &fields,
+        "repeatSeconds",
+        (kind, CompletionType::Never),
+        problems,
+    );
+    let policy = CompletionPolicy {
+        kind,
+        active_deadline_seconds: fields.seconds("activeDeadlineSeconds", 1, problems),
+        ttl_seconds_after_finished: fields.seconds("ttlSecondsAfterFinished", 0, problems),
+        repeat_seconds: fields.seconds("repeatSeconds", 1, problems),
+    };
+    fields.close(problems);
+    policy
+}
+
+fn completion_type(fields: &mut Fields<'_>, problems: &mut Vec<Problem>) -> CompletionType {
     let path = fields.path("type");
-    let kind = match fields.text("type", problems).as_deref() {
-        None | Some("Always") => CompletionType::Always,
-        Some("Never") => CompletionType::Never,
-        Some(other) => {
-            note(
-                problems,
-                &path,
-                format!("{other:?} is neither Always nor Never"),
-            );
+    match fields.text("type", problems) {
+        None => CompletionType::Always,
+        Some(text) => completion_type_of(&text, &path, problems),
+    }
+}
+
+pub(super) fn completion_type_of(
+    text: &str,
+    path: &str,
+    problems: &mut Vec<Problem>,
+) -> CompletionType {
+    match text {
+        "Always" => CompletionType::Always,
+        "Never" => CompletionType::Never,
+        other => {
+            let message = format!("{other:?} is neither Always nor Never");
+            note(problems, path, message);
             CompletionType::Always
         }
-    };
-    let only = |fields: &Fields<'_>, key: &str, wanted: CompletionType, problems: &mut _| {
-        if fields.has(key) && kind != wanted {
-            note(
-                problems,
-                &fields.path(key),
-                format!("goes with type {wanted:?} only"),
-            );
-        }
-    };
-    only(
-        &fields,
-        "activeDeadlineSeconds",
-        CompletionType::Always,
-        problems,
-    );
-    only(
-        &fields,
-        "ttlSecondsAfterFinished",
-        CompletionType::Always,
-        problems,
-    );
-    let active_deadline_seconds = fields.seconds("activeDeadlineSeconds", 1, problems);
-    let ttl_seconds_after_finished = fields.seconds("ttlSecondsAfterFinished", 0, problems);
-    let mut repeat_seconds = None;
-    if native {
-        only(&fields, "repeatSeconds", CompletionType::Never, problems);
-        repeat_seconds = fields.seconds("repeatSeconds", 1, problems);
     }
-    fields.close(problems);
-    CompletionPolicy {
-        kind,
-        active_deadline_seconds,
-        ttl_seconds_after_finished,
-        repeat_seconds,
+}
+
+/// Notes what a job that never ends has no use for.
+pub(super) fn always_only(fields: &Fields<'_>, kind: CompletionType, problems: &mut Vec<Problem>) {
+    for key in ["activeDeadlineSeconds", "ttlSecondsAfterFinished"] {
+        only(fields, key, (kind, CompletionType::Always), problems);
+    }
+}
+
+fn only(
+    fields: &Fields<'_>,
+    key: &str,
+    (kind, wanted): (CompletionType, CompletionType),
+    problems: &mut Vec<Problem>,
+) {
+    if fields.has(key) && kind != wanted {
+        let message = format!("goes with type {wanted:?} only");
+        note(problems, &fields.path(key), message);
     }
 }
 
 /// A deadline below one attempt's timeout would cut every slow pull off.
-pub(super) fn deadline_covers_timeout(spec: &JobSpec, path: &str, problems: &mut Vec<Problem>) {
+fn deadline_covers_timeout(spec: &JobSpec, path: &str, problems: &mut Vec<Problem>) {
     let timeout = spec.pull_policy.timeout_seconds;
     if let Some(deadline) = spec.completion_policy.active_deadline_seconds
         && deadline < timeout
     {
-        let message = format!("{deadline} is below pullPolicy.timeoutSeconds, {timeout}");
-        note(problems, &format!("{path}.activeDeadlineSeconds"), message);
+        below_timeout(deadline, timeout, path, problems);
     }
 }
 
-/// Kruise's default: one pull at a time.
-pub(super) const KRUISE_PARALLELISM: Amount = Amount::Count(1);
+pub(super) fn below_timeout(deadline: u32, timeout: u32, path: &str, problems: &mut Vec<Problem>) {
+    let message = format!("{deadline} is below pullPolicy.timeoutSeconds, {timeout}");
+    note(problems, &format!("{path}.activeDeadlineSeconds"), message);
+}

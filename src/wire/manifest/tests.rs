@@ -242,10 +242,13 @@ fn kruise_rules_hold() {
     let refused = |from: &str, to: &str| problems(&KRUISE.replace(from, to)).join("\n");
     assert!(refused("pullSecrets", "podSelector: {}\n  pullSecrets").contains("needs Kubernetes"));
     assert!(refused("pullSecrets", "parallelism: 10%\n  pullSecrets").contains("no percentages"));
-    assert!(refused("pullSecrets", "parallelism: -1\n  pullSecrets").contains("\"-1\""));
+    assert!(refused("pullSecrets", "parallelism: -1\n  pullSecrets").contains("found -1"));
     assert!(refused("type: Always", "type: Never").contains("goes with type Always only"));
     assert!(refused("type: Always", "repeatSeconds: 3").contains("unknown field"));
-    assert!(refused("1200", "12").contains("below pullPolicy.timeoutSeconds"));
+    let short =
+        "1200, ttlSecondsAfterFinished: 300}\n  pullPolicy: {backoffLimit: -1, timeoutSeconds: 0}";
+    let long = "599}\n  pullPolicy: {}";
+    assert!(refused(short, long).contains("599 is below pullPolicy.timeoutSeconds, 600"));
     assert!(refused("image: nginx:1.9.1", "image: ''").contains("empty"));
     let twice = "selector: {names: [a, a]}\n  pullSecrets";
     assert!(refused("pullSecrets", twice).contains("the same as [0]"));
@@ -264,7 +267,14 @@ fn kruise_parallelism_is_read_as_its_webhook_reads_it() {
         let text = kruise("ImagePullJob", &format!("image: a, parallelism: {value}"));
         parse(text.as_bytes()).map(|job| job.spec.parallelism)
     };
-    for (value, count) in [("1", 1), ("0", 0), ("'20'", 20), ("'0'", 0), ("null", 1)] {
+    for (value, count) in [
+        ("1", 1),
+        ("0", 0),
+        ("'20'", 20),
+        ("'0'", 0),
+        ("'+5'", 5),
+        ("null", 1),
+    ] {
         assert_eq!(read(value).unwrap(), Amount::Count(count), "{value}");
     }
     for value in [
@@ -291,7 +301,7 @@ fn kruise_rules_name_the_field_they_are_broken_by() {
         (one, "images: [a]", "spec.image"),
         (list, "parallelism: 1", "spec.images"),
         (list, "images: []", "spec.images"),
-        (list, "images: [a, 'a:latest']", "spec.images[1]"),
+        (list, "images: [a, a]", "spec.images[1]"),
         (list, "images: [a, 'B']", "spec.images[1]"),
         (list, &many, "spec.images"),
         (list, "images: [a], image: a", "spec.image"),
@@ -357,9 +367,18 @@ fn kruise_rules_name_the_field_they_are_broken_by() {
     }
 }
 
+fn kruise_spec(kind: &str, spec: &str) -> JobSpec {
+    let job =
+        parse(kruise(kind, spec).as_bytes()).unwrap_or_else(|error| panic!("{spec}: {error}"));
+    // What a record says of it can be applied again.
+    let again = parse(job.to_manifest().to_string().as_bytes()).unwrap();
+    assert_eq!(again, job, "{spec}");
+    job.spec
+}
+
 #[test]
 fn kruise_takes_what_its_webhook_takes() {
-    let job = |kind: &str, spec: &str| parse(kruise(kind, spec).as_bytes()).unwrap().spec;
+    let job = kruise_spec;
     // The list job's webhook does not compare them.
     let spec = "images: [a], completionPolicy: {activeDeadlineSeconds: 5}";
     let short = job("ImageListPullJob", spec).completion_policy;
@@ -369,6 +388,9 @@ fn kruise_takes_what_its_webhook_takes() {
     let equal = job("ImagePullJob", spec).completion_policy;
     assert_eq!(equal.active_deadline_seconds, Some(600));
     assert_eq!(equal.ttl_seconds_after_finished, Some(0));
+    // Another name of an image is another text to its webhook, and the same image to us.
+    let twice = job("ImageListPullJob", "images: [a, 'a:latest', b]");
+    assert_eq!(twice.images.len(), 2);
     for spec in ["image: a, selector: {}", "image: a, selector: null"] {
         assert_eq!(job("ImagePullJob", spec).selector, Default::default());
     }
@@ -377,6 +399,121 @@ fn kruise_takes_what_its_webhook_takes() {
     assert_eq!(defaults.completion_policy.kind, CompletionType::Always);
     assert_eq!(defaults.pull_policy.timeout_seconds, 600);
     assert_eq!(defaults.pull_policy.backoff_limit, 3);
+}
+
+#[test]
+fn kruise_sets_may_say_a_thing_twice() {
+    let spec = "image: a, pullSecrets: [x, y, x]";
+    assert_eq!(kruise_spec("ImagePullJob", spec).pull_secrets, ["x", "y"]);
+    let spec =
+        "image: a, selector: {matchExpressions: [{key: k, operator: In, values: [v, w, v]}]}";
+    let selector = kruise_spec("ImagePullJob", spec).selector;
+    assert_eq!(selector.match_expressions[0].values, ["v", "w"]);
+}
+
+#[test]
+fn kruise_reads_an_empty_policy_as_its_default() {
+    for kind in ["image: a, ", "images: [a], "] {
+        let spec = format!("{kind}imagePullPolicy: '', completionPolicy: {{type: ''}}");
+        let kind = if kind.starts_with("images") {
+            "ImageListPullJob"
+        } else {
+            "ImagePullJob"
+        };
+        let spec = kruise_spec(kind, &spec);
+        assert_eq!(spec.image_pull_policy, ImagePullPolicy::IfNotPresent);
+        assert_eq!(spec.completion_policy.kind, CompletionType::Always);
+    }
+}
+
+#[test]
+fn kruise_times_out_of_bounds_are_read_as_its_controllers_read_them() {
+    let of = |kind: &str, images: &str, times: &str| {
+        let spec = kruise_spec(kind, &format!("{images}, {times}"));
+        let policy = spec.completion_policy;
+        let timeout = spec.pull_policy.timeout_seconds;
+        (
+            timeout,
+            policy.active_deadline_seconds,
+            policy.ttl_seconds_after_finished,
+        )
+    };
+    let one = |times: &str| of("ImagePullJob", "image: a", times);
+    let list = |times: &str| of("ImageListPullJob", "images: [a]", times);
+    // The webhook compares what was written; an attempt gets no more than what is left.
+    let none = "pullPolicy: {timeoutSeconds: 0}, completionPolicy: {activeDeadlineSeconds: 300}";
+    assert_eq!(one(none), (300, Some(300), None));
+    assert_eq!(one("pullPolicy: {timeoutSeconds: -7}"), (600, None, None));
+    assert_eq!(
+        list("completionPolicy: {activeDeadlineSeconds: 5}"),
+        (5, Some(5), None)
+    );
+    assert_eq!(
+        one("completionPolicy: {ttlSecondsAfterFinished: -3}"),
+        (600, None, Some(0))
+    );
+    let ages = "completionPolicy: {activeDeadlineSeconds: 9000000000000}";
+    assert_eq!(one(ages), (600, Some(u32::MAX), None));
+}
+
+#[test]
+fn what_kruise_takes_and_cannot_mean_is_refused_with_a_reason() {
+    let one = |kind: &str, spec: &str| {
+        let rejection = parse(kruise(kind, spec).as_bytes()).expect_err(spec);
+        assert_eq!(rejection.problems.len(), 1, "{rejection}");
+        rejection.to_string()
+    };
+    assert_eq!(
+        one("ImagePullJob", "image: a, imagePullPolicy: Never"),
+        "spec.imagePullPolicy: \"Never\" is neither IfNotPresent nor Always; Kruise accepts it, and then does as for Always"
+    );
+    let over = "spec.completionPolicy.activeDeadlineSeconds: is over before anything begins, which Kruise accepts; give it 1 or more, or leave it out";
+    for deadline in ["0", "-5"] {
+        let policy = format!("completionPolicy: {{activeDeadlineSeconds: {deadline}}}");
+        assert_eq!(
+            one("ImageListPullJob", &format!("images: [a], {policy}")),
+            over
+        );
+        let spec = format!("image: a, pullPolicy: {{timeoutSeconds: -9}}, {policy}");
+        assert_eq!(one("ImagePullJob", &spec), over);
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let spec = parse(native("images: [a]").as_bytes()).unwrap().spec;
+    assert_eq!(spec.parallelism, Amount::Count(10));
+    assert_eq!(spec.absent_after_seconds, 120);
+    assert_eq!(spec.completion_policy.kind, CompletionType::Always);
+    assert_eq!(spec.pull_policy.timeout_seconds, 600);
+    assert_eq!(spec.pull_policy.backoff_limit, 3);
+    let often = "images: [a]\ncompletionPolicy: {type: Always, repeatSeconds: 60}";
+    assert_eq!(
+        one_problem(often),
+        "spec.completionPolicy.repeatSeconds: goes with type Never only"
+    );
+}
+
+#[test]
+fn flow_style_yaml_begins_as_json_does() {
+    let flow = "{apiVersion: prewarm.dev/v1, kind: PrewarmJob, metadata: {name: base},\n spec: {images: [nginx]}}";
+    assert_eq!(
+        parse(flow.as_bytes()),
+        parse(native("images: [nginx]").as_bytes())
+    );
+    let two = format!("{flow}\n---\n{flow}\n");
+    assert_eq!(documents(two.as_bytes()).unwrap().len(), 2);
+    // What is wrong is told in the words of what it looks like.
+    let json = problems("{\"apiVersion\": \"prewarm.dev/v1\", \"kind\"]");
+    assert!(
+        json[0].starts_with("the manifest is not JSON: "),
+        "{json:?}"
+    );
+    let yaml = problems("{apiVersion: prewarm.dev/v1, kind: [}");
+    assert!(
+        yaml[0].starts_with("the manifest is neither JSON nor YAML: "),
+        "{yaml:?}"
+    );
 }
 
 proptest::proptest! {

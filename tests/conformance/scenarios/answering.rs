@@ -165,3 +165,56 @@ pub async fn only_an_ack_or_a_delay_holds_back_what_is_due(s: &mut Session) {
     let again = s.take(TASKS, "n").await;
     assert_eq!((again.sequence, again.deliveries), (3, 2));
 }
+
+/// As a task is withdrawn that a worker has: it waits for its answer, was delivered twice, waits after a nack, or was
+/// not delivered yet.
+pub async fn what_is_removed_by_its_sequence_does_not_come_again(s: &mut Session) {
+    s.consume("n", "n.>", 1, SHORT).await;
+    s.publish(TASKS, "n.a").await;
+    s.take(TASKS, "n").await;
+    let again = s.take(TASKS, "n").await;
+    assert_eq!((again.sequence, again.deliveries), (1, 2));
+    for subject in ["n.b", "n.c", "n.d", "n.e"] {
+        s.publish(TASKS, subject).await;
+    }
+    let waiting = s.take(TASKS, "n").await;
+    let nacked = s.take(TASKS, "n").await;
+    s.nak(&nacked, Some(SHORT / 2)).await;
+    for sequence in 1..=4 {
+        assert!(s.remove(TASKS, sequence).await, "{sequence} was there");
+        assert!(!s.remove(TASKS, sequence).await, "{sequence} is gone");
+    }
+    // Words on what is gone change nothing.
+    s.nak(&again, None).await;
+    s.in_progress(&waiting).await;
+    s.ack(&nacked).await;
+    s.pass(SHORT + 500).await;
+    let messages = s.drain(TASKS, "n").await;
+    let seen: Vec<_> = messages
+        .iter()
+        .map(|m| (m.sequence, m.deliveries))
+        .collect();
+    assert_eq!(seen, [(5, 1)]);
+    assert_eq!(s.sequences(TASKS).await, [5]);
+    // Its subject is free again.
+    assert_eq!(s.publish_after(TASKS, "n.a", 0).await, Ok(6));
+}
+
+pub async fn what_is_due_again_and_removed_does_not_come(s: &mut Session) {
+    s.consume("n", "n.>", 1, SHORT).await;
+    for subject in ["n.a", "n.b", "n.c"] {
+        s.publish(TASKS, subject).await;
+    }
+    let refused = s.take(TASKS, "n").await;
+    s.take(TASKS, "n").await;
+    s.take(TASKS, "n").await;
+    s.nak(&refused, None).await;
+    s.pass(SHORT + 500).await;
+    assert!(s.remove(TASKS, 1).await && s.remove(TASKS, 2).await);
+    let messages = s.drain(TASKS, "n").await;
+    let seen: Vec<_> = messages
+        .iter()
+        .map(|m| (m.sequence, m.deliveries))
+        .collect();
+    assert_eq!(seen, [(3, 2)]);
+}

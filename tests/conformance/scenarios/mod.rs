@@ -22,7 +22,7 @@ macro_rules! scenarios {
 }
 
 /// They run side by side.
-pub const SCENARIOS: [(&str, Scenario); 31] = scenarios![
+pub const SCENARIOS: [(&str, Scenario); 33] = scenarios![
     publishing::a_publish_expects_the_last_sequence_of_its_subject,
     publishing::a_known_id_is_answered_and_not_stored,
     publishing::an_id_is_known_although_its_message_is_gone,
@@ -54,6 +54,8 @@ pub const SCENARIOS: [(&str, Scenario); 31] = scenarios![
     answering::what_is_due_again_comes_before_what_is_new,
     answering::a_word_of_progress_restarts_the_ack_wait,
     answering::only_an_ack_or_a_delay_holds_back_what_is_due,
+    answering::what_is_removed_by_its_sequence_does_not_come_again,
+    answering::what_is_due_again_and_removed_does_not_come,
 ];
 
 /// They stop the server that the others share, so they run alone.

@@ -134,6 +134,14 @@ impl<P: Clone> Broker<P> {
         self.stream_mut(stream).purge(filter, before)
     }
 
+    /// Removes one message by its sequence; whether it was there.
+    pub fn remove(&mut self, stream: &str, sequence: u64) -> bool {
+        let stream = self.stream_mut(stream);
+        let was_there = stream.messages.contains_key(&sequence);
+        stream.remove(sequence);
+        was_there
+    }
+
     /// The sequence of the newest message ever stored.
     pub fn last_sequence(&self, stream: &str) -> u64 {
         self.stream(stream).last
