@@ -163,8 +163,11 @@ impl Image {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         for variable in main["env"].as_array().unwrap() {
-            if let Some(value) = variable["value"].as_str() {
-                variables.push(format!("{}={value}", variable["name"].as_str().unwrap()));
+            let name = variable["name"].as_str().unwrap();
+            // A test says another port than that which a pod has for itself.
+            let is_given = env.iter().any(|(given, _)| *given == name);
+            if let Some(value) = variable["value"].as_str().filter(|_| !is_given) {
+                variables.push(format!("{name}={value}"));
             }
         }
         let mounts = main["volumeMounts"].as_array().unwrap().iter();
