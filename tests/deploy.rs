@@ -15,8 +15,12 @@ mod parts;
 
 #[path = "deploy/components.rs"]
 mod components;
+#[path = "deploy/documents.rs"]
+mod documents;
 #[path = "deploy/reach.rs"]
 mod reach;
+#[path = "deploy/systemd.rs"]
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::fs;

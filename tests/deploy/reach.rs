@@ -193,7 +193,8 @@ fn a_network_policy_selects_pods_and_lets_in_what_they_listen_to() {
                     let (_, port) = port.split_once(' ').unwrap();
                     let listed = container["ports"].as_array().unwrap();
                     let known = |listed: &Value| {
-                        listed["name"] == *port || listed["containerPort"].to_string() == port
+                        listed["name"] == *port
+                            || listed["containerPort"] == json!(port.parse::<u16>().ok())
                     };
                     assert!(listed.iter().any(known), "{name}: {pod} has no port {port}");
                 }
