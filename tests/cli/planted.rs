@@ -3,12 +3,12 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use futures::StreamExt as _;
 use serde_json::json;
 
-use super::dispatcher::LIMIT;
 use super::login::{PUBLIC, SEED, certificates};
 use super::roles::get;
 use crate::support::kubernetes::KubernetesApi;
@@ -17,6 +17,9 @@ use crate::support::operator::{Good, Operator};
 use crate::support::parts;
 use crate::support::prewarm::{Prewarm, Role, prewarm};
 use crate::support::process::free_port;
+
+/// How long a role may take to be there that says everything it does.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One way in.
 struct Login {
