@@ -130,4 +130,4 @@ schemas: build-deps ## Write schemas/ from the types
 	UPDATE_SCHEMAS=1 $(call cargo_test,--test schemas)
 verify-schemas: build-deps ## Check that schemas/ is what the types say
 	$(call cargo_test,--test schemas)
-ci: lint deny test ## Everything that has to pass before a change lands
+ci: lint deny build test ## Everything that has to pass before a change lands, the size of the program included

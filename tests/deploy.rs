@@ -13,6 +13,15 @@
 #[allow(dead_code, unreachable_pub, reason = "shared by several test crates")]
 mod parts;
 
+#[path = "deploy/components.rs"]
+mod components;
+#[path = "deploy/documents.rs"]
+mod documents;
+#[path = "deploy/reach.rs"]
+mod reach;
+#[path = "deploy/systemd.rs"]
+mod systemd;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -92,55 +101,6 @@ fn every_overlay_renders_to_what_kubernetes_takes() {
             let passed = said.matches(" passed for resource ").count();
             assert_eq!(passed, known, "{}, {version}: {said}", folder.display());
         }
-    }
-}
-
-/// A folder that a user might make: the base with these components, rendered.
-fn with_components(names: &[&str]) -> String {
-    let dir = parts::temp_dir();
-    let own = fs::canonicalize(dir.path()).unwrap();
-    // Kustomize takes no absolute paths.
-    let up = "../".repeat(own.components().count() - 1);
-    let kubernetes = fs::canonicalize(deploy().join("kubernetes")).unwrap();
-    let kubernetes = format!("{up}{}", kubernetes.strip_prefix("/").unwrap().display());
-    let components: String = names
-        .iter()
-        .map(|name| format!("  - {kubernetes}/components/{name}\n"))
-        .collect();
-    let kustomization = format!("resources: ['{kubernetes}/base']\ncomponents:\n{components}");
-    fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
-    rendered(&own)
-}
-
-#[test]
-fn no_overlay_needs_the_prometheus_operator_and_components_add_what_is_for_it() {
-    for (component, kind) in [
-        ("monitoring", "PodMonitor"),
-        ("service-monitor", "ServiceMonitor"),
-    ] {
-        let monitors = |text: &str| text.matches(&format!("kind: {kind}\n")).count();
-        for folder in renderable() {
-            assert_eq!(monitors(&rendered(&folder)), 0, "{}", folder.display());
-        }
-        assert!(monitors(&with_components(&[component])) > 0);
-    }
-}
-
-#[test]
-fn every_component_goes_with_the_base_and_with_the_others() {
-    let entries = fs::read_dir(deploy().join("kubernetes/components")).unwrap();
-    let names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    assert!(names.len() >= 4, "{names:?}");
-    let dir = parts::temp_dir();
-    let manifest = dir.path().join("manifest.yaml");
-    let each = names.iter().map(std::slice::from_ref);
-    for together in each.chain([&names[..]]) {
-        fs::write(&manifest, with_components(together)).unwrap();
-        let (valid, said) = validate(&manifest, KUBERNETES[1]);
-        assert!(valid, "{together:?}: {said}");
     }
 }
 

@@ -356,6 +356,29 @@ mod tests {
             told.contains("loop of the lease") && told.contains("181 s"),
             "{told}"
         );
+        metrics.saw(Seen::KeeperTurned);
+        assert_eq!(metrics.liveness(), Ok(()));
+    }
+
+    #[test]
+    fn a_leaders_loop_that_stands_is_named_while_it_leads() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        metrics.saw(Seen::KeeperTurned);
+        metrics.saw(Seen::Leads(true));
+        metrics.saw(Seen::LeaderTurned);
+        assert_eq!(metrics.liveness(), Ok(()));
+        // Effects are done one after another, and many may take long: longer than the lease's loop may stand.
+        let since = |limit: Duration| Instant::now().checked_sub(limit + Duration::from_secs(1));
+        metrics.turns().leader = since(KEEPER_STUCK_AFTER);
+        assert_eq!(metrics.liveness(), Ok(()));
+        metrics.turns().leader = since(LEADER_STUCK_AFTER);
+        let told = metrics.liveness().unwrap_err();
+        assert!(
+            told.contains("loop of the leader") && told.contains("901 s"),
+            "{told}"
+        );
+        metrics.saw(Seen::Leads(false));
+        assert_eq!(metrics.liveness(), Ok(()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod health;
 mod lines;
+pub mod listen;
 pub mod process;
 pub mod serve;
 pub mod trace;

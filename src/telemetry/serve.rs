@@ -8,10 +8,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{Registry, TextEncoder};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Liveness, Readiness};
+use super::listen::listen;
 
 /// Why metrics are not served.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> Result<SocketAddr, ServeError> {
     let refused = |source| ServeError { address, source };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let listener = listen(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     let app = Router::new()
         .route("/metrics", get(metrics))

@@ -41,6 +41,7 @@ use super::tls::Certificate;
 use super::warnings::Warnings;
 use crate::bus::Bus;
 use crate::domain::trace::{TRACEPARENT, TraceContext};
+use crate::telemetry::listen::listen;
 use crate::telemetry::trace::{self, Kind};
 use crate::wire::push::Push;
 
@@ -122,7 +123,7 @@ impl Server {
             .map(|(chain, key)| Certificate::load(chain, key))
             .transpose()
             .map_err(ServerError::Certificate)?;
-        let listener = TcpListener::bind(settings.listen)
+        let listener = listen(settings.listen)
             .await
             .map_err(|error| ServerError::Listen(settings.listen, error))?;
         for source in settings.sources.keys() {

@@ -13,7 +13,7 @@ pub(crate) struct Fleet {
 }
 
 /// The configuration that is shipped, with a password for everyone, which is the user's own name.
-fn shipped_accounts() -> String {
+pub(crate) fn shipped_accounts() -> String {
     let accounts = include_str!("../../deploy/nats/accounts.conf");
     format!(
         "CORE_PASSWORD: core\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\nNODE_1_PASSWORD: node-1\n{accounts}"

@@ -26,8 +26,8 @@ async fn refused(call: Prewarm) -> Output {
 }
 
 /// A key pair of the NATS documentation ("NKeys").
-const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
-const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+pub(super) const SEED: &str = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+pub(super) const PUBLIC: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
 
 #[tokio::test]
 async fn with_an_nkey() {
@@ -111,7 +111,7 @@ async fn with_the_selected_context_of_the_nats_command_line() {
 }
 
 /// A CA, a server certificate for 127.0.0.1 and a client certificate, as PEM files in a folder.
-fn certificates(directory: &Path) {
+pub(super) fn certificates(directory: &Path) {
     let write = |name: &str, text: String| std::fs::write(directory.join(name), text).unwrap();
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();

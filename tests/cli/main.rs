@@ -17,6 +17,7 @@ mod input;
 mod kubernetes;
 mod login;
 mod pipelines;
+mod planted;
 mod python;
 mod read;
 mod readme;

@@ -8,10 +8,11 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::fleet::Fleet;
+use super::fleet::{Fleet, shipped_accounts};
+use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::parts;
 use crate::support::prewarm::prewarm;
-use crate::support::wait::within;
+use crate::support::wait::{eventually, within};
 
 /// How long a pipeline may take whose pulls are tried four times before they fail.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
@@ -97,6 +98,10 @@ fn jenkins(fleet: &Fleet) -> Pipeline {
         env: vec![
             secret(fleet),
             ("IMAGE", IMAGE.to_owned()),
+            (
+                "JOB_NAME",
+                "Team A/app/feature%2FA-name-that-says-what-it-is-about".to_owned(),
+            ),
             ("BUILD_NUMBER", "3".to_owned()),
         ],
     }
@@ -131,12 +136,17 @@ fn tekton(fleet: &Fleet) -> Pipeline {
 }
 
 fn plain(fleet: &Fleet) -> Pipeline {
+    plain_at(fleet.server(), 60)
+}
+
+/// Against this broker, for so long.
+fn plain_at(server: String, seconds: u32) -> Pipeline {
     let folder = ci().join("nats").display().to_string();
     Pipeline {
         name: "nats",
-        script: format!("'{folder}/prewarm-job' '{folder}/base.json' base 60"),
+        script: format!("'{folder}/prewarm-job' '{folder}/base.json' base {seconds}"),
         env: vec![
-            ("NATS_URL", fleet.server()),
+            ("NATS_URL", server),
             ("NATS_USER", "ci".to_owned()),
             ("NATS_PASSWORD", "ci".to_owned()),
         ],
@@ -208,7 +218,13 @@ async fn every_pipeline_ends_well_when_the_image_is_on_the_nodes() {
     }
     let jobs = prewarm(["get", "jobs"]).env("NATS_URL", fleet.url("core"));
     let jobs = jobs.run().await;
-    for name in ["ci-17-1", "ci-4711", "ci-3", "run-x7k2p", "base"] {
+    for name in [
+        "ci-17-1",
+        "ci-4711",
+        "ci-team-a-app-feature-2fa-name-that-says-wh-3",
+        "run-x7k2p",
+        "base",
+    ] {
         assert!(jobs.stdout.contains(name), "{name}: {jobs:?}");
     }
 }
@@ -237,6 +253,63 @@ async fn a_pipeline_whose_manifest_is_wrong_ends_with_two() {
     pipeline.script = script;
     let (code, said) = run(pipeline).await;
     assert_eq!(code, 2, "{said}");
+}
+
+#[tokio::test]
+async fn a_pipeline_that_nobody_answers_ends_with_three() {
+    let (code, said) = run(plain_at("nats://127.0.0.1:1".to_owned(), 60)).await;
+    assert_eq!(code, 3, "no broker: {said}");
+    let nats = NatsServer::start_with(NatsVersion::V2_15, &shipped_accounts()).await;
+    let (code, said) = run(plain_at(nats.url(), 60)).await;
+    assert_eq!(code, 3, "no dispatcher: {said}");
+    let mut refused = plain_at(nats.url(), 60);
+    refused.env.pop();
+    let (code, said) = run(refused).await;
+    assert_eq!(code, 3, "no password: {said}");
+}
+
+#[tokio::test]
+async fn a_pipeline_whose_broker_goes_meanwhile_ends_with_three() {
+    let fleet = Fleet::start("1").await;
+    let running = tokio::spawn(run(plain_at(fleet.server(), 6)));
+    // Its pulls are tried again for several seconds.
+    let core = fleet.url("core");
+    eventually("the job to be there", LIMIT, async || {
+        let jobs = prewarm(["get", "job", "base"]).env("NATS_URL", &core);
+        let jobs = jobs.run().await;
+        (jobs.code == 0).then_some(()).ok_or(format!("{jobs:?}"))
+    })
+    .await;
+    drop(fleet);
+    let (code, said) = running.await.unwrap();
+    assert_eq!(code, 3, "{said}");
+}
+
+#[tokio::test]
+async fn a_pipeline_whose_job_takes_too_long_ends_with_four() {
+    let fleet = Fleet::start("1").await;
+    let (code, said) = run(plain_at(fleet.server(), 0)).await;
+    assert_eq!(code, 4, "{said}");
+}
+
+#[tokio::test]
+async fn the_line_that_only_starts_a_job_does() {
+    let fleet = Fleet::start("0").await;
+    let readme = example("README.md");
+    let (_, line) = readme.split_once("one line does: `").unwrap();
+    let (line, _) = line.split_once('`').unwrap();
+    assert!(line.starts_with("nats pub prewarm.job.submit "), "{line}");
+    let mut pipeline = plain(&fleet);
+    pipeline.script = format!("cd '{}' && {line}", ci().display());
+    let (code, said) = run(pipeline).await;
+    assert_eq!(code, 0, "{said}");
+    eventually("the job's end", LIMIT, async || {
+        let job = prewarm(["get", "job", "base", "-o", "json"]).env("NATS_URL", fleet.url("core"));
+        let job = job.run().await;
+        let ended = job.stdout.contains("\"Succeeded\"");
+        ended.then_some(()).ok_or(format!("{job:?}"))
+    })
+    .await;
 }
 
 /// check-jsonschema brings the schemas that GitHub's and GitLab's own editors use.

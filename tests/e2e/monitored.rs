@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use super::cell::{Cell, LIMIT, dispatcher_call, worker_call};
+use crate::support::collector::Collector;
 use crate::support::containerd::{Containerd, ContainerdVersion};
 use crate::support::images::{generated, http};
 use crate::support::nats::{NatsServer, NatsVersion};
@@ -18,6 +19,9 @@ use crate::support::process::free_port;
 use crate::support::prometheus::Prometheus;
 use crate::support::registry::Registry;
 use crate::support::wait::eventually;
+
+/// Those that have it export traces, and count what they export.
+const OTLP: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// Everything that serves metrics, and who scrapes it.
 struct Monitored {
@@ -29,6 +33,7 @@ struct Monitored {
     ports: [u16; 4],
     _containerd: Containerd,
     _others: [Role; 3],
+    _collector: Collector,
     _folder: tempfile::TempDir,
 }
 
@@ -48,7 +53,8 @@ impl Monitored {
         let ports = [(); 4].map(|()| free_port());
         let [dispatching, real, pretending, receiving] = ports.map(listen);
         let rules = monitoring("rules.yaml");
-        let (nats, registry, containerd, prometheus) = tokio::join!(
+        let (collector, nats, registry, containerd, prometheus) = tokio::join!(
+            Collector::start(),
             NatsServer::start(NatsVersion::V2_15),
             Registry::start(),
             Containerd::start(ContainerdVersion::V1_7),
@@ -57,9 +63,11 @@ impl Monitored {
         containerd.allow_registry(&registry.addr());
         let dispatcher = dispatcher_call(&nats)
             .env("PREWARM_METRICS_LISTEN", dispatching)
+            .env(OTLP, collector.endpoint())
             .spawn("the dispatcher");
         let real = worker_call(&nats, "real", &containerd)
             .env("PREWARM_METRICS_LISTEN", real)
+            .env(OTLP, collector.endpoint())
             .spawn("the worker of containerd");
         let pretending = worker_call(&nats, "pretends", &containerd)
             .env("PREWARM_METRICS_LISTEN", pretending)
@@ -76,6 +84,7 @@ impl Monitored {
             .arg("--webhook-config")
             .arg(&sources)
             .env("PREWARM_METRICS_LISTEN", receiving)
+            .env(OTLP, collector.endpoint())
             .env("PREWARM_NATS_URL", nats.url())
             .spawn("the receiver");
         let monitored = Self {
@@ -89,6 +98,7 @@ impl Monitored {
             ports,
             _containerd: containerd,
             _others: [real, pretending, receiver],
+            _collector: collector,
             _folder: folder,
         };
         // What is counted from now on was seen at zero.
@@ -221,6 +231,8 @@ async fn every_query_of_the_dashboard_and_every_alert_has_data() {
         "sum(prewarm_worker_queue_wait_seconds_count) == 15",
         "sum(prewarm_pull_events_total{state=~\"succeeded|failed\"}) == 15",
         "sum(prewarm_worker_slots_taken) == 0",
+        "sum(prewarm_trace_spans_total{outcome=\"exported\"}) >= 4",
+        "sum(prewarm_trace_spans_total{outcome=\"dropped\"}) == 0",
         "sum(prewarm_webhook_pushes_total{outcome=\"published\"}) == 1",
         "sum(ALERTS{alertname=\"PrewarmJobFailed\", alertstate=\"firing\"}) >= 1",
     ] {

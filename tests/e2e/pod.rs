@@ -83,7 +83,10 @@ impl Image {
                 .arg(env!("CARGO_BIN_EXE_prewarm")),
         );
         output(
-            Command::new(repository().join("deploy/image/build"))
+            // Offline: in a network that has nothing in it.
+            Command::new("unshare")
+                .arg("--net")
+                .arg(repository().join("deploy/image/build"))
                 .arg(&program)
                 .arg(&archive),
         );
@@ -163,8 +166,11 @@ impl Image {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         for variable in main["env"].as_array().unwrap() {
-            if let Some(value) = variable["value"].as_str() {
-                variables.push(format!("{}={value}", variable["name"].as_str().unwrap()));
+            let name = variable["name"].as_str().unwrap();
+            // A test says another port than that which a pod has for itself.
+            let is_given = env.iter().any(|(given, _)| *given == name);
+            if let Some(value) = variable["value"].as_str().filter(|_| !is_given) {
+                variables.push(format!("{name}={value}"));
             }
         }
         let mounts = main["volumeMounts"].as_array().unwrap().iter();
@@ -190,29 +196,28 @@ impl Image {
         })
     }
 
-    /// By runc, in a PID namespace whose end is that of everything in it: nothing outlives the test.
     fn run(&self, container: &Container) -> Prewarm {
-        let call = prewarm([""; 0]);
         let bundle = tempfile::tempdir_in(self.dir.path()).unwrap().keep();
-        let spec = container.spec(self);
-        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-        let id = bundle
-            .file_name()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .replace('.', "pw-");
-        let mut command = Command::new("unshare");
-        command
-            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-            .arg(parts::program("runc", "runc"))
-            .arg("--root")
-            .arg(bundle.join("runc"))
-            .args(["run", "--bundle"])
-            .arg(&bundle)
-            .arg(id);
-        call.by(command)
+        run_bundle(&bundle, &container.spec(self))
     }
+}
+
+/// By runc, in a PID namespace whose end is that of everything in it: nothing outlives the test.
+pub(crate) fn run_bundle(bundle: &Path, spec: &Value) -> Prewarm {
+    let call = prewarm([""; 0]);
+    fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+    let name = bundle.file_name().unwrap().to_str().unwrap();
+    let id = name.replace('.', "pw-");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(parts::program("runc", "runc"))
+        .arg("--root")
+        .arg(bundle.join("runc"))
+        .args(["run", "--bundle"])
+        .arg(bundle)
+        .arg(id);
+    call.by(command)
 }
 
 /// A folder or file of the host in a container.

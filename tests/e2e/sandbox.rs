@@ -1,7 +1,7 @@
 //! The image that is shipped works with no more rights than the manifests give it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use prewarm::domain::status::Outcome;
@@ -22,14 +22,22 @@ const FEWEST_AUTHORITIES: usize = 100;
 /// Where the image has them.
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// An image with owners, a setuid program, what hides a file below and what hides a folder's content.
-fn demanding() -> Recipe {
+/// `CAP_NET_RAW` (linux/capability.h), as a `ping` has it.
+const NET_RAW: u32 = 13;
+
+/// An image with owners, setuid and setgid programs, one with a capability, a device, what hides a file below and what hides a
+/// folder's content.
+pub(crate) fn demanding() -> Recipe {
     let below = Layer::of(&[
         Entry::dir("a", 0o700).owned_by(1000, 1000),
         Entry::file("a/hidden", 0o600, "x").owned_by(1000, 1000),
         Entry::dir("b", 0o755),
         Entry::file("b/gone", 0o644, "x"),
         Entry::file("su", 0o4755, "x").owned_by(33, 33),
+        Entry::file("wall", 0o2755, "x").owned_by(0, 5),
+        Entry::file("ping", 0o755, "x").capable_of(NET_RAW),
+        Entry::char_device("urandom", 0o666, 1, 9),
+        Entry::char_device("console", 0o620, 5, 1).owned_by(0, 5),
     ]);
     let above = Layer::of(&[
         Entry::dir("a", 0o700).owned_by(1000, 1000),
@@ -40,8 +48,38 @@ fn demanding() -> Recipe {
     Recipe::new(vec![below, above])
 }
 
+/// What is made of it, in the one snapshot that has it.
+pub(crate) fn assert_unpacked(containerd: &Containerd) {
+    let snapshots = containerd
+        .root()
+        .join("io.containerd.snapshotter.v1.overlayfs/snapshots");
+    let folders = fs::read_dir(&snapshots).unwrap();
+    let layers = folders.map(|entry| entry.unwrap().path().join("fs"));
+    let layers: Vec<_> = layers.filter(|layer| layer.join("su").exists()).collect();
+    assert_eq!(layers.len(), 1, "{layers:?}");
+    let layer = &layers[0];
+    let told = |name: &str| {
+        let stat = fs::symlink_metadata(layer.join(name)).unwrap();
+        (stat.mode(), stat.uid(), stat.gid(), stat.rdev())
+    };
+    assert_eq!(told("su"), (0o104_755, 33, 33, 0));
+    assert_eq!(told("wall"), (0o102_755, 0, 5, 0));
+    assert_eq!(told("a/hidden"), (0o100_600, 1000, 1000, 0));
+    let device = rustix::fs::makedev;
+    assert_eq!(told("urandom"), (0o20_666, 0, 0, device(1, 9)));
+    assert_eq!(told("console"), (0o20_620, 0, 5, device(5, 1)));
+    let mut capability = [0; 20];
+    let length = rustix::fs::getxattr(
+        layer.join("ping"),
+        "security.capability",
+        &mut capability[..],
+    );
+    assert_eq!(length, Ok(capability.len()));
+    assert_eq!(capability[4..8], (1_u32 << NET_RAW).to_le_bytes());
+}
+
 /// The child of a process, as soon as it has one.
-async fn child_of(parent: u32) -> u32 {
+pub(crate) async fn child_of(parent: u32) -> u32 {
     let line = format!("PPid:\t{parent}");
     eventually(&format!("a child of process {parent}"), LIMIT, async || {
         let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
@@ -59,7 +97,7 @@ async fn child_of(parent: u32) -> u32 {
 }
 
 /// What the kernel says that a process may do, and what its root is.
-fn assert_confined(pid: u32) {
+pub(crate) fn assert_confined(pid: u32) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     // chown 0, dac_override 1, fowner 3, fsetid 4, sys_admin 21, mknod 27, setfcap 31 (linux/capability.h).
     for line in [
@@ -147,6 +185,7 @@ async fn the_shipped_worker_in_its_sandbox_unpacks_by_itself() {
     assert!(results.is_dir(), "{}", worker.log());
     let cri = containerd.cri().await;
     assert!(cri.image_status(&wanted).await.unwrap().is_some());
+    assert_unpacked(&containerd);
 }
 
 #[tokio::test(flavor = "multi_thread")]

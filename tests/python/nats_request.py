@@ -1,4 +1,4 @@
-"""Stands in for the `nats` command line, as far as deploy/ci/nats uses it: `nats request --raw SUBJECT BODY`.
+"""Stands in for the `nats` command line, as far as deploy/ci uses it: `nats request --raw SUBJECT BODY` and `nats pub SUBJECT BODY`.
 
 Like the real one (github.com/nats-io/natscli) it takes server, user and password from the environment, prints what the reply holds,
 and ends with 0 also when nobody answers. Whatever else is asked of it is refused.
@@ -9,30 +9,44 @@ import os
 import sys
 
 import nats
-from nats.errors import NoRespondersError, TimeoutError
+from nats.errors import Error, NoRespondersError, NoServersError, TimeoutError
 
 # The real one's, of one request (its --timeout).
 TIMEOUT_SECONDS = 5
 
 
-async def main(subject: str, body: str) -> None:
+async def main(verb: str, subject: str, body: str) -> None:
     client = await nats.connect(
         os.environ["NATS_URL"],
         user=os.environ.get("NATS_USER"),
         password=os.environ.get("NATS_PASSWORD"),
         allow_reconnect=False,
+        connect_timeout=TIMEOUT_SECONDS,
+        max_reconnect_attempts=1,
+        reconnect_time_wait=0,
     )
     try:
-        print((await client.request(subject, body.encode(), timeout=TIMEOUT_SECONDS)).data.decode())
+        if verb == "pub":
+            await client.publish(subject, body.encode())
+            await client.flush()
+            return
+        reply = await client.request(subject, body.encode(), timeout=TIMEOUT_SECONDS)
+        # An error of a service is in headers, and its body is empty.
+        print(reply.data.decode() or "nil body")
     except NoRespondersError:
         print("No responders are available", file=sys.stderr)
     except TimeoutError:
         pass
-    await client.close()
+    finally:
+        await client.close()
 
 
-if len(sys.argv) != 5 or sys.argv[1:3] != ["request", "--raw"]:
+if sys.argv[1:-2] not in (["request", "--raw"], ["pub"]):
     sys.exit(f"this stand-in knows no {sys.argv[1:]}")
-if "{{" in sys.argv[4]:
+if "{{" in sys.argv[-1]:
     sys.exit("the real one would take this for a template")
-asyncio.run(main(sys.argv[3], sys.argv[4]))
+try:
+    asyncio.run(main(sys.argv[1], *sys.argv[-2:]))
+except (OSError, NoServersError, Error) as error:
+    # As the real one says whatever it cannot go on after.
+    sys.exit(f"nats: error: {error}")

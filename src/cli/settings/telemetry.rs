@@ -1,11 +1,11 @@
 //! What is logged, how, and where metrics are served.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use tracing_subscriber::EnvFilter;
 
 use super::{Check, given};
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, listen};
 
 /// Where roles serve metrics when nobody says.
 pub const DEFAULT_METRICS: &str = "0.0.0.0:9090";
@@ -86,15 +86,8 @@ impl TelemetryArgs {
     }
 }
 
-/// `address:port`, `[address]:port` or `:port` for every address.
 fn listen_address(name: &str, text: &str, check: &mut Check<'_>) -> Option<SocketAddr> {
-    let address = match text.strip_prefix(':') {
-        Some(port) => port
-            .parse()
-            .ok()
-            .map(|port| SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port)),
-        None => text.parse().ok(),
-    };
+    let address = listen::parse(text);
     if address.is_none() {
         check.problem(
             name,

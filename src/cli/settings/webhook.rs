@@ -1,11 +1,11 @@
 //! What a receiver of webhooks is told.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::span::Span;
 use super::{Check, given};
+use crate::telemetry::listen;
 use crate::webhook::server::{MAX_CONNECTIONS, ServerSettings};
 
 /// Bounds of a body in bytes.
@@ -19,7 +19,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(clap::Args, Clone, Default)]
 #[command(next_help_heading = "Webhook")]
 pub struct WebhookArgs {
-    /// Where to take webhooks
+    /// Where to take webhooks; `[::]:8080` or `:8080` for every address of IPv6, too
     #[arg(
         long,
         env = "PREWARM_LISTEN",
@@ -73,7 +73,7 @@ pub struct WebhookArgs {
 impl WebhookArgs {
     /// Checks the settings and reads the file of sources.
     pub fn check(&self, check: &mut Check<'_>) -> Option<ServerSettings> {
-        let listen = address(&self.listen);
+        let listen = listen::parse(&self.listen);
         if listen.is_none() {
             let say = "is not an address to listen on, such as 0.0.0.0:8080 or :8080";
             check.problem("listen", format!("{:?} {say}", self.listen));
@@ -133,14 +133,4 @@ fn timeout(name: &str, text: &str, check: &mut Check<'_>) -> Option<Duration> {
         return None;
     }
     Some(span)
-}
-
-fn address(text: &str) -> Option<SocketAddr> {
-    match text.strip_prefix(':') {
-        Some(port) => Some(SocketAddr::new(
-            IpAddr::from([0, 0, 0, 0]),
-            port.parse().ok()?,
-        )),
-        None => text.parse().ok(),
-    }
 }

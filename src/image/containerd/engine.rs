@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::image::Engine;
+use crate::image::untar::Lack;
 
 /// Snapshotters whose snapshots containerd's differ fills by unpacking into a mount (`plugins/snapshots` of containerd
 /// 1.6 to 2.1, without `erofs`, which has a differ of its own). Another one, as a rule a proxy to a program that fetches
@@ -27,8 +28,10 @@ pub(super) enum Obstacle {
     Snapshotter(String),
     /// It is not the snapshotter of this worker, which unpacks for its own while an image comes.
     NotOwn(String),
-    /// The directories are not to be seen, or may not be written with all that a layer can hold.
+    /// The directories are not to be seen.
     Directories,
+    /// They are, and may not be written with all that a layer can hold.
+    Right(Lack),
 }
 
 impl fmt::Display for Obstacle {
@@ -38,9 +41,10 @@ impl fmt::Display for Obstacle {
                 write!(f, "layers of snapshotter {name:?} are no plain directories")
             }
             Self::NotOwn(name) => write!(f, "snapshotter {name:?} is not the worker's own"),
-            Self::Directories => f.write_str(
-                "containerd's snapshot directory is not at the same path here, or this process may not make devices and trusted attributes in it",
-            ),
+            Self::Directories => {
+                f.write_str("containerd's snapshot directory is not at the same path here")
+            }
+            Self::Right(lack) => write!(f, "in containerd's snapshot directory {lack}"),
         }
     }
 }

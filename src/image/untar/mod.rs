@@ -10,16 +10,16 @@ mod extended;
 mod extract;
 mod header;
 mod lower;
+mod probe;
 mod reader;
 mod tree;
 
 use std::path::Path;
 
-use rustix::io::Errno;
-
 pub use self::error::UntarError;
 use self::extract::Extractor;
 pub use self::lower::inherit;
+pub use self::probe::{Lack, probe};
 use self::reader::Reader;
 use self::tree::Tree;
 
@@ -101,40 +101,6 @@ impl Untar {
     pub fn finish(self) -> Result<Vec<Implicit>, UntarError> {
         self.reader.finish()?;
         self.extractor.finish()
-    }
-}
-
-/// Whether this process may make in `dir` all that a layer can hold, and the kernel has what is
-/// needed to do it safely. Leaves nothing there.
-#[must_use]
-pub fn is_possible(dir: &Path) -> bool {
-    let probe = || -> Result<(), Errno> {
-        use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, XattrFlags};
-        let tree = Tree::open(dir)?;
-        tree.open_plain(b"")?;
-        let name = c".prewarm-probe";
-        rustix::fs::mknodat(
-            tree.root(),
-            name,
-            FileType::CharacterDevice,
-            Mode::empty(),
-            rustix::fs::makedev(1, 3),
-        )?;
-        let path = dir.join(".prewarm-probe");
-        let (user, group) = (Uid::from_raw(1), Gid::from_raw(1));
-        let owned =
-            rustix::fs::chownat(tree.root(), name, Some(user), Some(group), AtFlags::empty());
-        let key = "trusted.overlay.opaque";
-        let marked = rustix::fs::lsetxattr(&path, key, b"y", XattrFlags::empty());
-        rustix::fs::unlinkat(tree.root(), name, AtFlags::empty())?;
-        owned.and(marked)
-    };
-    match probe() {
-        Ok(()) => true,
-        Err(errno) => {
-            tracing::debug!(dir = %dir.display(), %errno, "cannot unpack here");
-            false
-        }
     }
 }
 

@@ -168,6 +168,21 @@ fn only_the_first_delivery_of_a_task_tells_how_long_it_waited() {
 }
 
 #[test]
+fn a_loop_that_stands_is_named() {
+    let (_, metrics) = counted();
+    let worker = Metrics::listener(&metrics);
+    worker.saw(Seen::Turned {
+        slots: 0,
+        registered: true,
+    });
+    assert_eq!(worker.liveness(), Ok(()));
+    let long_ago = Instant::now().checked_sub(STUCK_AFTER + Duration::from_secs(1));
+    worker.known().turned = long_ago;
+    let told = worker.liveness().unwrap_err();
+    assert_eq!(told, "worker: its loop has stood for 61 s");
+}
+
+#[test]
 fn workers_of_one_process_are_added_up_and_say_each_why_they_are_not_registered() {
     let (registry, metrics) = counted();
     let [one, other] = [(); 2].map(|()| Metrics::listener(&metrics));

@@ -26,6 +26,8 @@ pub struct Entry {
     path: String,
     mode: u32,
     owner: (u64, u64),
+    /// Of the version 2 of `security.capability`, permitted and effective.
+    capability: Option<u32>,
     kind: Kind,
 }
 
@@ -35,6 +37,7 @@ enum Kind {
     File(Vec<u8>),
     Symlink(String),
     HardLink(String),
+    CharDevice(u32, u32),
 }
 
 impl Entry {
@@ -43,6 +46,7 @@ impl Entry {
             path: path.into(),
             mode,
             owner: (0, 0),
+            capability: None,
             kind,
         }
     }
@@ -67,6 +71,11 @@ impl Entry {
         Self::new(path, 0o644, Kind::HardLink(target.into()))
     }
 
+    /// A device node.
+    pub fn char_device(path: impl Into<String>, mode: u32, major: u32, minor: u32) -> Self {
+        Self::new(path, mode, Kind::CharDevice(major, minor))
+    }
+
     /// Hides `path` of the layers below (OCI layer specification, "Whiteouts").
     pub fn whiteout(path: &str) -> Self {
         let (dir, name) = path
@@ -86,6 +95,21 @@ impl Entry {
     pub fn owned_by(mut self, user: u64, group: u64) -> Self {
         self.owner = (user, group);
         self
+    }
+
+    /// The same program, which may do what this capability (its number in linux/capability.h) allows, whoever runs it.
+    #[must_use]
+    pub fn capable_of(mut self, capability: u32) -> Self {
+        self.capability = Some(capability);
+        self
+    }
+
+    /// As its file has it (linux/capability.h, `struct vfs_cap_data`).
+    fn file_capability(&self) -> Option<Vec<u8>> {
+        let bits = 1_u64 << self.capability?;
+        let (low, high) = ((bits & 0xffff_ffff) as u32, (bits >> 32) as u32);
+        let words = [0x0200_0001, low, 0, high, 0];
+        Some(words.into_iter().flat_map(u32::to_le_bytes).collect())
     }
 }
 
@@ -187,6 +211,9 @@ fn append(builder: &mut tar::Builder<Vec<u8>>, entry: &Entry) -> std::io::Result
     header.set_gid(entry.owner.1);
     header.set_mtime(MTIME);
     header.set_size(0);
+    if let Some(value) = entry.file_capability() {
+        builder.append_pax_extensions([("SCHILY.xattr.security.capability", value.as_slice())])?;
+    }
     match &entry.kind {
         Kind::Dir => {
             header.set_entry_type(tar::EntryType::Directory);
@@ -203,6 +230,12 @@ fn append(builder: &mut tar::Builder<Vec<u8>>, entry: &Entry) -> std::io::Result
         Kind::HardLink(target) => {
             header.set_entry_type(tar::EntryType::Link);
             builder.append_link(&mut header, &entry.path, target)
+        }
+        Kind::CharDevice(major, minor) => {
+            header.set_entry_type(tar::EntryType::Char);
+            header.set_device_major(*major)?;
+            header.set_device_minor(*minor)?;
+            builder.append_data(&mut header, &entry.path, std::io::empty())
         }
     }
 }

@@ -55,13 +55,23 @@ impl Scratch {
             return Ok(Err(Obstacle::Directories));
         };
         let probed = dir.clone();
-        let possible = blocking(move || Ok(is_empty(&probed) && untar::is_possible(&probed)));
-        if possible.await? {
-            lease.scratch(dir.clone());
-            return Ok(Ok(Self { dir }));
-        }
-        lease.remove(OVERLAYFS, &key).await;
-        Ok(Err(Obstacle::Directories))
+        let found = blocking(move || {
+            Ok(if is_empty(&probed) {
+                untar::probe(&probed).map_err(Obstacle::Right)
+            } else {
+                Err(Obstacle::Directories)
+            })
+        });
+        Ok(match found.await? {
+            Ok(()) => {
+                lease.scratch(dir.clone());
+                Ok(Self { dir })
+            }
+            Err(obstacle) => {
+                lease.remove(OVERLAYFS, &key).await;
+                Err(obstacle)
+            }
+        })
     }
 
     /// Makes a directory for a layer, anew if it is there.
