@@ -59,7 +59,7 @@ test-deps: build-deps parts python-env
 # A test binary tests/NAME/main.rs or tests/NAME.rs, with its arguments in ARGS: make test-e2e ARGS=some_test
 cargo_test = $(CARGO) test --locked $(1) -- $(ARGS)
 
-.PHONY: test unit test-webhook test-nats test-containerd test-cli test-e2e test-cluster chaos sim conformance
+.PHONY: test unit test-webhook test-nats test-broker test-containerd test-cli test-e2e test-cluster rolling chaos sim conformance
 test: test-deps ## Run every test (root, for containerd)
 	$(CARGO) test --locked
 unit: build-deps ## Run the tests that need no server
@@ -72,6 +72,8 @@ test-parts: test-deps ## Test the servers and images that the other tests stand 
 	$(call cargo_test,--test parts)
 test-nats: test-deps ## Test against real nats-servers, the oldest and the newest supported
 	$(call cargo_test,--test nats)
+test-broker: test-deps ## Test the broker that is shipped: its configuration, how it starts and goes, its probes
+	$(call cargo_test,--test broker)
 test-containerd: test-deps ## Test against real containerds, every supported generation (root)
 	$(call cargo_test,--test containerd)
 test-webhook: test-deps ## Test the receiver of webhooks against a real broker and a real registry
@@ -82,6 +84,9 @@ test-e2e: test-deps ## Test everything together, with crashes (root)
 	$(call cargo_test,--test e2e)
 test-cluster: test-deps ## Test three brokers and several dispatchers of which some end
 	$(call cargo_test,--test cluster)
+rolling: test-deps ## Restart everything within a job, three shipped brokers among it: NODES=1000
+	NODES=$(or $(NODES),1000) SHIPPED_TIMES=1 $(CARGO) test --locked --test cluster -- --nocapture \
+	  a_rolling_restart_of_everything_loses_nothing
 chaos: test-deps ## Break everything at once on real servers: SEED=7 MINUTES=60 (root, iproute2)
 	SEED=$(or $(SEED),1) MINUTES=$(or $(MINUTES),10) $(CARGO) test --locked --test chaos
 

@@ -270,6 +270,7 @@ fn nats_server_takes_the_cluster_configuration() {
             "NODE_1_PASSWORD",
             "WEBHOOK_PASSWORD",
             "CI_PASSWORD",
+            "SYS_PASSWORD",
         ] {
             command.env(name, "secret");
         }

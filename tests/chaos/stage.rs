@@ -215,6 +215,7 @@ fn broker(dir: &Path, number: usize, brokers: &[String]) -> Member {
             .env("CORE_PASSWORD", "pcore")
             .env("WEBHOOK_PASSWORD", "pwebhook")
             .env("CI_PASSWORD", "pci")
+            .env("SYS_PASSWORD", "psys")
             .env("NODE_1_PASSWORD", "pnode-1");
         for (number, route) in routes.iter().enumerate() {
             command.env(format!("ROUTE_{number}"), route);

@@ -5,6 +5,7 @@ use crate::support::containerd::{Containerd, ContainerdVersion};
 use crate::support::cri_only::CriOnly;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::prewarm;
+use crate::support::shipped;
 
 #[tokio::test]
 async fn an_absent_broker_fails_with_what_to_do() {
@@ -109,11 +110,7 @@ async fn it_says_which_account_it_sees() {
 
 #[tokio::test]
 async fn a_workers_user_sees_little_and_is_told_that_this_is_right() {
-    let accounts = include_str!("../../deploy/nats/accounts.conf");
-    let accounts = format!(
-        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{accounts}"
-    );
-    let nats = NatsServer::start_with(NatsVersion::V2_15, &accounts).await;
+    let nats = NatsServer::start_with(NatsVersion::V2_15, &shipped::accounts()).await;
     let url = format!("nats://node-1:node@127.0.0.1:{}", nats.port());
     let output = prewarm(["check", "--runtime", "simulated"])
         .env("NATS_URL", url)

@@ -3,6 +3,7 @@
 use super::dispatcher::LIMIT;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::prewarm::{Role, prewarm};
+use crate::support::shipped;
 use crate::support::wait::eventually;
 
 /// A broker with the shipped accounts, a dispatcher, and the worker of `node-1`, which is in the pool `gpu`.
@@ -14,9 +15,11 @@ pub(crate) struct Fleet {
 
 /// The configuration that is shipped, with a password for everyone, which is the user's own name.
 pub(crate) fn shipped_accounts() -> String {
-    let accounts = include_str!("../../deploy/nats/accounts.conf");
-    format!(
-        "CORE_PASSWORD: core\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\nNODE_1_PASSWORD: node-1\n{accounts}"
+    shipped::accounts().replace(
+        "NODE_1_PASSWORD: node
+",
+        "NODE_1_PASSWORD: node-1
+",
     )
 }
 

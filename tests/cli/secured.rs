@@ -17,6 +17,7 @@ use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::operator::{Good, Operator};
 use crate::support::parts;
 use crate::support::prewarm::{Output, Prewarm, Role, prewarm};
+use crate::support::shipped::two_nodes;
 use crate::support::wait::eventually;
 
 /// Longer than a role pauses between two attempts to reach its broker.
@@ -358,21 +359,6 @@ async fn renewed_certificates_are_used_at_the_next_connection() {
     renew();
     nats.restart().await;
     connected(&role, 2).await;
-}
-
-/// The shipped accounts, with a user for a second node.
-fn two_nodes() -> String {
-    let accounts = include_str!("../../deploy/nats/accounts.conf");
-    let (_, user) = accounts.split_once("users: [{user: node-1").unwrap();
-    let (user, _) = user.split_once("}}]").unwrap();
-    let first = format!("{{user: node-1{user}}}}}");
-    let second = first
-        .replace("node-1", "node-2")
-        .replace("$NODE_1_PASSWORD", "node");
-    let both = accounts.replace(&first, &format!("{first}, {second}"));
-    format!(
-        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{both}"
-    )
 }
 
 /// What `check` says of the login of node-1 for that node, and for another one.

@@ -14,6 +14,7 @@ use prewarm::wire::subject::{JobVerb, Subjects};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::support::nats_cluster::{NatsCluster, SERVERS};
 use crate::support::prewarm::{Role, prewarm};
 use crate::support::wait::eventually;
 
@@ -24,7 +25,10 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(90);
 pub(crate) struct Fleet {
     pub(crate) bus: Bus,
     urls: String,
+    urls_of_nodes: String,
     replicas: usize,
+    /// How long a job or a fleet may take.
+    pub(crate) limit: Duration,
 }
 
 /// Every event of a job's pulls, in the order in which the broker stored them.
@@ -34,8 +38,18 @@ impl Fleet {
     pub(crate) fn new(client: async_nats::Client, urls: String, replicas: usize) -> Self {
         Self {
             bus: Bus::new(client, Subjects::default()),
+            urls_of_nodes: urls.clone(),
             urls,
             replicas,
+            limit: LIMIT,
+        }
+    }
+
+    /// The cell of a cluster, with three replicas of everything.
+    pub(crate) async fn on(cluster: &NatsCluster) -> Self {
+        Self {
+            urls_of_nodes: cluster.urls_of_nodes(),
+            ..Self::new(cluster.client().await, cluster.urls(), SERVERS)
         }
     }
 
@@ -65,8 +79,8 @@ impl Fleet {
             "-o",
             "json",
         ])
-        .env("PREWARM_NATS_URL", &self.urls)
-        .env("PREWARM_LOG", "warn")
+        .env("PREWARM_NATS_URL", &self.urls_of_nodes)
+        .env("PREWARM_LOG", "info,prewarm=debug")
         .env("PREWARM_SIMULATED_LATENCY", latency)
         .spawn(&format!("the nodes {prefix}"))
     }
@@ -74,7 +88,7 @@ impl Fleet {
     /// Waits until so many nodes are there.
     pub(crate) async fn present(&self, nodes: usize) {
         let what = format!("{nodes} nodes to be present");
-        eventually(&what, LIMIT, async || {
+        eventually(&what, self.limit, async || {
             let records: Vec<NodeRecord> = self.bucket(&self.bus.subjects.nodes_bucket()).await?;
             let present = records
                 .iter()
@@ -112,7 +126,7 @@ impl Fleet {
         what: &str,
         is: impl Fn(&JobRecord) -> bool,
     ) -> JobRecord {
-        eventually(&format!("job {name} {what}"), LIMIT, async || {
+        eventually(&format!("job {name} {what}"), self.limit, async || {
             let records: Vec<JobRecord> = self.bucket(&self.bus.subjects.jobs_bucket()).await?;
             let found = records
                 .into_iter()

@@ -2,12 +2,12 @@
 
 use crate::fleet::{Fleet, LIMIT};
 use crate::support::nats::NatsVersion;
-use crate::support::nats_cluster::{NatsCluster, SERVERS};
+use crate::support::nats_cluster::NatsCluster;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatcher_waits_for_a_cluster_that_has_no_leader() {
     let mut cluster = NatsCluster::start(NatsVersion::V2_15).await;
-    let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS);
+    let fleet = Fleet::on(&cluster).await;
     for server in &mut cluster.servers[1..] {
         server.kill();
     }

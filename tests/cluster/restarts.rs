@@ -1,18 +1,21 @@
-//! Everything is restarted under a fleet: of two hundred nodes, or as many as `NODES` says.
+//! Everything is restarted under a fleet: of as many nodes as `NODES` says, or fewer (`make rolling`).
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use prewarm::domain::status::Outcome;
 use prewarm::wire::event::NodeEventKind;
 use serde_json::json;
 
-use crate::fleet::{Fleet, ended_once, images};
+use crate::fleet::{Fleet, LIMIT, ended_once, images};
 use crate::support::nats::{NatsServer, NatsVersion};
-use crate::support::nats_cluster::{NatsCluster, SERVERS};
+use crate::support::nats_cluster::NatsCluster;
 use crate::support::prewarm::Role;
 
 /// Nodes of a fleet, when nobody says how many.
 const NODES: u32 = 200;
+/// The same with three servers that sync every write to one disk.
+const FEW: u32 = 40;
 /// How long a fleet may take to be at work again after its broker came back.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -50,14 +53,39 @@ async fn a_fleet_comes_back_to_a_broker_that_restarted() {
     assert!(left.is_empty(), "{} nodes counted as gone", left.len());
 }
 
+/// Whether everything is to be as it is shipped, which takes minutes.
+fn in_full() -> bool {
+    std::env::var_os("SHIPPED_TIMES").is_some()
+}
+
+/// The shipped configuration. A server that goes takes ten seconds until it lets its first client go, for those that it told
+/// to go by themselves, which ours do not: unless it is to be in full, a second does.
+async fn cluster() -> NatsCluster {
+    NatsCluster::shipped_with(NatsVersion::V2_15, |text| {
+        if in_full() {
+            return text;
+        }
+        let sooner = text.replace("lame_duck_grace_period: 10s", "lame_duck_grace_period: 1s");
+        assert_ne!(sooner, text);
+        sooner
+    })
+    .await
+}
+
+/// Three servers of the shipped configuration: accounts, every write synced. The first goes as its pod does, and in full all.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_everything_loses_nothing() {
     const GROUPS: u32 = 4;
     const IMAGES: u32 = 4;
-    let in_fleet = in_fleet();
+    let in_fleet = std::env::var("NODES").map_or(FEW, |_| in_fleet());
+    let parallelism = (in_fleet / 50).max(1);
     let began = Instant::now();
-    let mut cluster = NatsCluster::start(NatsVersion::V2_15).await;
-    let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS);
+    let mut cluster = cluster().await;
+    let mut used = Used::default();
+    let mut fleet = Fleet::on(&cluster).await;
+    if in_full() {
+        fleet.limit = LIMIT * 10;
+    }
     let mut dispatchers: Vec<Role> = (0..3).map(|_| fleet.dispatcher("a dispatcher")).collect();
     let nodes = |group: u32| fleet.nodes(&format!("sim-{group}"), in_fleet / GROUPS, "500ms");
     let mut workers: Vec<Role> = (0..GROUPS).map(nodes).collect();
@@ -66,12 +94,12 @@ async fn a_rolling_restart_of_everything_loses_nothing() {
     fleet
         .submit(
             "base",
-            json!({"images": images, "parallelism": in_fleet / 25}),
+            json!({"images": images, "parallelism": parallelism}),
         )
         .await;
     fleet
         .job("base", "to be under way", |job| {
-            job.status.counts.succeeded >= in_fleet / 25
+            job.status.counts.succeeded >= parallelism
         })
         .await;
 
@@ -84,6 +112,10 @@ async fn a_rolling_restart_of_everything_loses_nothing() {
         worker.terminate().await;
         *worker = nodes(u32::try_from(server).unwrap());
         if let Some(broker) = cluster.servers.get_mut(server) {
+            used.add(broker);
+            if server == 0 || in_full() {
+                broker.lame_duck().await;
+            }
             broker.restart().await;
             cluster.in_sync().await;
         }
@@ -115,8 +147,46 @@ async fn a_rolling_restart_of_everything_loses_nothing() {
         "{record:?}"
     );
     ended_once(&fleet.told("base").await, (in_fleet * IMAGES) as usize);
+    for broker in &mut cluster.servers {
+        used.add(broker);
+    }
     println!(
-        "ten restarts under {in_fleet} nodes took {:?}",
+        "ten restarts under {in_fleet} nodes took {:?}; {used:?}",
         began.elapsed()
     );
+}
+
+/// What the brokers used, of all of their lives.
+#[derive(Debug, Default)]
+struct Used {
+    /// Most memory that one of them had resident, in MB.
+    most_resident: u64,
+    /// Processor time of all of them together, in seconds.
+    processor: f64,
+    /// The largest store of one, in MB.
+    largest_store: u64,
+}
+
+impl Used {
+    fn add(&mut self, server: &mut NatsServer) {
+        let store = size(&server.store()) / 1_000_000;
+        let process = server.process();
+        self.largest_store = self.largest_store.max(store);
+        self.most_resident = self
+            .most_resident
+            .max(process.most_resident_bytes() / 1_000_000);
+        self.processor += process.processor_seconds();
+    }
+}
+
+/// Bytes of all files in a folder; those that go meanwhile count nothing.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => size(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }

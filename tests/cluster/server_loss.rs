@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fleet::{Fleet, downloaded_once, each_pulled_once, first_ends, images, now};
 use crate::support::nats::NatsVersion;
-use crate::support::nats_cluster::{NatsCluster, SERVERS};
+use crate::support::nats_cluster::NatsCluster;
 
 /// How long a worker whose consumer went with its server may take to its next result. The aim is 15 s, of which the servers
 /// take up to nine to choose new leaders, more on a busy machine; what was measured is in BENCHMARKS.md.
@@ -19,7 +19,7 @@ async fn workers_of_a_dead_server_go_on(version: NatsVersion) {
     const NODES: u32 = 45;
     const IMAGES: usize = 40;
     let mut cluster = NatsCluster::start(version).await;
-    let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS);
+    let fleet = Fleet::on(&cluster).await;
     let _dispatchers = [fleet.dispatcher("one"), fleet.dispatcher("two")];
     let nodes = fleet.nodes("sim", NODES, "500ms");
     fleet.present(45).await;

@@ -12,6 +12,7 @@ use prewarm::wire::subject::Subjects;
 use tokio::sync::mpsc;
 
 use crate::support::nats::{NatsServer, NatsVersion, taken_in};
+use crate::support::shipped::two_nodes;
 use crate::support::wait::{eventually, within};
 use crate::worker_cell::{Cell, LIMIT, task};
 
@@ -21,22 +22,6 @@ on_every_generation!(
     credentials_are_changed_while_both_count,
     the_reply_subject_of_a_request_reaches_nothing_of_another_node,
 );
-
-/// The shipped accounts, with the user of a second node beside the first, made as the file says.
-fn two_nodes() -> String {
-    let accounts = include_str!("../../deploy/nats/accounts.conf");
-    let (_, user) = accounts.split_once("users: [{user: node-1").unwrap();
-    let (user, _) = user.split_once("}}]").unwrap();
-    let first = format!("{{user: node-1{user}}}}}");
-    assert_eq!(accounts.matches(&first).count(), 1, "{first}");
-    let second = first
-        .replace("node-1", "node-2")
-        .replace("$NODE_1_PASSWORD", "node");
-    let both = accounts.replace(&first, &format!("{first}, {second}"));
-    format!(
-        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{both}"
-    )
-}
 
 struct Login {
     client: Client,

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::nats::{NatsServer, NatsVersion, taken_in};
+use crate::support::shipped;
 use crate::support::wait::{eventually, within};
 use crate::worker_cell::{Cell, LIMIT, Worker, node, pull_id, pulls_take, settings, summary, task};
 
@@ -440,16 +441,8 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
     worker.stop().await;
 }
 
-/// The configuration that is shipped, with its passwords.
-fn shipped_accounts() -> String {
-    let accounts = include_str!("../../deploy/nats/accounts.conf");
-    format!(
-        "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\n{accounts}"
-    )
-}
-
 async fn a_worker_in_an_account_without_jetstream_works(version: NatsVersion) {
-    let server = NatsServer::start_with(version, &shipped_accounts()).await;
+    let server = NatsServer::start_with(version, &shipped::accounts()).await;
     let url = server.url();
     let options = |user: &str, password: &str| {
         async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())

@@ -34,4 +34,5 @@ pub mod process;
 pub mod prometheus;
 pub mod registry;
 pub mod run_container;
+pub mod shipped;
 pub mod wait;

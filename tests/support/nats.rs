@@ -1,6 +1,5 @@
 //! nats-server of two generations, with JetStream.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -18,6 +17,10 @@ use super::{parts, process};
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// Another process may take a port between our look and the server's bind.
 const PORT_ATTEMPTS: usize = 5;
+/// How long a server may take to end in lame duck mode: the shipped configuration's, and closing the store on a busy machine.
+const LAME_DUCK_LIMIT: Duration = Duration::from_secs(90);
+/// What a server has for its configuration unless a test brings all of it. A text names its port and store in this way.
+const PLAIN: &str = "listen: \"127.0.0.1:@PORT@\"\njetstream { store_dir: \"@STORE@\" }\n";
 
 /// The oldest and the newest generation that is supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,11 @@ impl NatsVersion {
             Self::V2_15 => "nats-2.15",
         }
     }
+
+    /// Its program.
+    pub fn program(self) -> PathBuf {
+        parts::program(self.part(), "nats-server")
+    }
 }
 
 /// Waits until the server has taken in what this client sent before, subscriptions above all. The client's own `flush` ends
@@ -54,7 +62,8 @@ pub struct NatsServer {
     process: Process,
     version: NatsVersion,
     port: u16,
-    extra: String,
+    /// Its configuration, with marks in the place of port and store.
+    text: String,
     /// Before the folder it is mounted in.
     disk: Option<SmallDisk>,
     dir: TempDir,
@@ -100,19 +109,24 @@ impl NatsServer {
 
     /// Starts one with `extra` text in its configuration file: accounts, `max_payload`, …
     pub async fn start_with(version: NatsVersion, extra: &str) -> Self {
-        Self::start_in(parts::temp_dir(), version, extra).await
+        Self::start_whole(version, &plain(extra)).await
     }
 
-    async fn start_in(dir: TempDir, version: NatsVersion, extra: &str) -> Self {
+    /// Starts one with this configuration and nothing else, in which `@PORT@` is its port and `@STORE@` its store.
+    pub async fn start_whole(version: NatsVersion, text: &str) -> Self {
+        Self::start_in(parts::temp_dir(), version, text).await
+    }
+
+    async fn start_in(dir: TempDir, version: NatsVersion, text: &str) -> Self {
         for _ in 1..PORT_ATTEMPTS {
             let port = free_port();
-            match run(version, port, extra, dir.path()).await {
+            match run(version, port, text, dir.path()).await {
                 Ok(process) => {
                     return Self {
                         process,
                         version,
                         port,
-                        extra: extra.to_owned(),
+                        text: text.to_owned(),
                         disk: None,
                         dir,
                     };
@@ -131,7 +145,7 @@ impl NatsServer {
     pub async fn start_on_small_disk(version: NatsVersion, mebibytes: u32) -> Self {
         let dir = parts::temp_dir();
         let disk = SmallDisk::mount(&dir.path().join("store"), mebibytes);
-        let mut server = Self::start_in(dir, version, "").await;
+        let mut server = Self::start_in(dir, version, &plain("")).await;
         server.disk = Some(disk);
         server
     }
@@ -186,12 +200,18 @@ impl NatsServer {
         self.process.stop().await
     }
 
+    /// Has it let its clients go and end, as `nats-server --signal ldm` does, and waits for its end.
+    pub async fn lame_duck(&mut self) -> ExitStatus {
+        self.process.signal(Signal::USR2);
+        self.process.end(LAME_DUCK_LIMIT).await
+    }
+
     /// Starts it again on the same port and store, stopping it first if it runs.
     pub async fn restart(&mut self) {
         if self.process.ended().is_none() {
             self.process.stop().await;
         }
-        self.process = run(self.version, self.port, &self.extra, self.dir.path())
+        self.process = run(self.version, self.port, &self.text, self.dir.path())
             .await
             .unwrap_or_else(|log| {
                 panic!("nats-server did not come back on port {}; {log}", self.port)
@@ -205,8 +225,8 @@ impl NatsServer {
 
     /// Has it read this in the place of what it was started with (`nats-server --signal reload`).
     pub fn reload(&mut self, extra: &str) {
-        extra.clone_into(&mut self.extra);
-        configure(self.port, extra, self.dir.path());
+        self.text = plain(extra);
+        configure(self.port, &self.text, self.dir.path());
         self.process.signal(Signal::HUP);
     }
 
@@ -216,30 +236,28 @@ impl NatsServer {
     }
 }
 
+fn plain(extra: &str) -> String {
+    format!("{PLAIN}{extra}\n")
+}
+
 /// Writes the configuration file and says where it is.
-fn configure(port: u16, extra: &str, dir: &Path) -> PathBuf {
-    let mut config = String::new();
-    writeln!(config, "listen: \"127.0.0.1:{port}\"").unwrap();
-    writeln!(
-        config,
-        "jetstream {{ store_dir: \"{}\" }}",
-        dir.join("store").display()
-    )
-    .unwrap();
-    writeln!(config, "{extra}").unwrap();
+fn configure(port: u16, text: &str, dir: &Path) -> PathBuf {
+    let store = dir.join("store").display().to_string();
+    let config = text
+        .replace("@PORT@", &port.to_string())
+        .replace("@STORE@", &store);
     let file = dir.join("nats.conf");
     std::fs::write(&file, config).expect("nats-server's configuration file");
     file
 }
 
 /// A server that answers on `port`, or the log of one that ended.
-async fn run(version: NatsVersion, port: u16, extra: &str, dir: &Path) -> Result<Process, String> {
-    let file = configure(port, extra, dir);
+async fn run(version: NatsVersion, port: u16, text: &str, dir: &Path) -> Result<Process, String> {
+    let file = configure(port, text, dir);
     let ports = dir.join("ports");
     std::fs::create_dir_all(&ports).expect("a folder for nats-server's ports file");
 
-    let program = parts::program(version.part(), "nats-server");
-    let mut command = Command::new(program);
+    let mut command = Command::new(version.program());
     command
         .arg("--config")
         .arg(&file)

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use async_nats::jetstream::{self, consumer};
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use super::images;
 use super::nats::{NatsServer, NatsVersion};
 use super::process::free_port;
+use super::shipped::{self, Ports};
 use super::wait::{eventually, within};
 
 /// Servers of a cluster.
@@ -19,26 +22,74 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 pub struct NatsCluster {
     /// The servers, `server-0` to `server-2`.
     pub servers: Vec<NatsServer>,
+    /// Where each of them listens besides; only the shipped configuration has a monitor.
+    pub ports: Vec<Ports>,
+    access: Access,
+}
+
+/// How the servers are reached.
+#[derive(Debug, Clone)]
+enum Access {
+    /// By anyone.
+    Open,
+    /// By a user of the shipped accounts.
+    User,
+    /// By such a user over TLS, with this certificate to trust.
+    Tls(std::path::PathBuf),
 }
 
 impl NatsCluster {
     /// Starts one that can keep three replicas.
     pub async fn start(version: NatsVersion) -> Self {
-        let ports: Vec<u16> = (0..SERVERS).map(|_| free_port()).collect();
-        let routes: Vec<String> = ports
-            .iter()
-            .map(|port| format!("\"nats://127.0.0.1:{port}\""))
+        Self::of(version, Access::Open, |number, ports| {
+            let routes: Vec<String> = ports
+                .iter()
+                .map(|ports| format!("\"nats://127.0.0.1:{}\"", ports.route))
+                .collect();
+            format!(
+                "listen: \"127.0.0.1:@PORT@\"\njetstream {{ store_dir: \"@STORE@\" }}\nserver_name: \"{}\"\n\
+                 cluster {{ name: \"cell\", listen: \"127.0.0.1:{}\", routes: [{}] }}\n",
+                Self::name(number),
+                ports[number].route,
+                routes.join(", ")
+            )
+        })
+        .await
+    }
+
+    /// Starts the shipped cluster.conf with the shipped accounts, which syncs every write.
+    pub async fn shipped(version: NatsVersion) -> Self {
+        Self::shipped_with(version, |text| text).await
+    }
+
+    /// The same with a change to each server's configuration.
+    pub async fn shipped_with(version: NatsVersion, change: impl Fn(String) -> String) -> Self {
+        Self::of(version, Access::User, |number, ports| {
+            change(shipped::cluster(shipped::CLUSTER, number, ports, None))
+        })
+        .await
+    }
+
+    async fn of(
+        version: NatsVersion,
+        access: Access,
+        text: impl Fn(usize, &[Ports]) -> String,
+    ) -> Self {
+        let ports: Vec<Ports> = (0..SERVERS)
+            .map(|_| Ports {
+                route: free_port(),
+                monitor: free_port(),
+            })
             .collect();
-        let routes = routes.join(", ");
-        let starting = ports.iter().enumerate().map(|(number, port)| {
-            let extra = format!(
-                "server_name: \"{}\"\ncluster {{ name: \"cell\", listen: \"127.0.0.1:{port}\", routes: [{routes}] }}",
-                Self::name(number)
-            );
-            async move { NatsServer::start_with(version, &extra).await }
-        });
-        let servers = futures::future::join_all(starting).await;
-        let cluster = Self { servers };
+        let texts: Vec<String> = (0..SERVERS).map(|number| text(number, &ports)).collect();
+        let starting = texts
+            .iter()
+            .map(|text| NatsServer::start_whole(version, text));
+        let cluster = Self {
+            servers: futures::future::join_all(starting).await,
+            ports,
+            access,
+        };
         cluster.ready().await;
         cluster
     }
@@ -48,26 +99,60 @@ impl NatsCluster {
         format!("server-{number}")
     }
 
-    /// All of them, as `--nats-url` takes it.
+    /// All of them, as `--nats-url` takes it, for a dispatcher.
     pub fn urls(&self) -> String {
-        let urls: Vec<String> = self.servers.iter().map(NatsServer::url).collect();
+        self.urls_of("core:core")
+    }
+
+    /// The same for simulated nodes.
+    pub fn urls_of_nodes(&self) -> String {
+        self.urls_of(&format!("{}:node", shipped::EVERY_NODE))
+    }
+
+    fn urls_of(&self, login: &str) -> String {
+        let begin = match self.access {
+            Access::Open => "nats://127.0.0.1".to_owned(),
+            Access::User => format!("nats://{login}@127.0.0.1"),
+            Access::Tls(_) => format!("tls://{login}@127.0.0.1"),
+        };
+        let urls: Vec<String> = self
+            .servers
+            .iter()
+            .map(|server| format!("{begin}:{}", server.port()))
+            .collect();
         urls.join(",")
     }
 
-    /// A client that goes to another server when its own is gone.
+    /// A client that goes to another server when its own is gone, and may do everything.
     pub async fn client(&self) -> async_nats::Client {
-        let servers: Vec<async_nats::ServerAddr> = self
-            .servers
-            .iter()
-            .map(|server| server.url().parse().expect("the address of a server"))
+        self.client_with(ConnectOptions::new()).await
+    }
+
+    /// The same with options of its own.
+    pub async fn client_with(&self, mut options: ConnectOptions) -> async_nats::Client {
+        let urls = self.urls().replace("core:core@", "");
+        let servers: Vec<async_nats::ServerAddr> = urls
+            .split(',')
+            .map(|url| url.parse().expect("the address of a server"))
             .collect();
+        if !matches!(self.access, Access::Open) {
+            options = options.user_and_password("core".to_owned(), "core".to_owned());
+        }
+        if let Access::Tls(ca) = &self.access {
+            options = options.add_root_certificates(ca.clone()).require_tls(true);
+        }
         within(
             READY_LIMIT,
             "a connection to the cluster",
-            async_nats::connect(servers),
+            options.connect(servers),
         )
         .await
         .expect("a connection to the cluster")
+    }
+
+    /// What a server's monitor answers at this path.
+    pub async fn monitor(&self, number: usize, path: &str) -> Result<(u16, String), String> {
+        monitor(self.ports[number].monitor, path).await
     }
 
     /// Waits until streams can be made on all of them.
@@ -159,4 +244,13 @@ impl NatsCluster {
             .max_by_key(|(_, led)| led.len())
             .expect("a server")
     }
+}
+
+/// What the monitor of a server on this port answers at this path: the status and the body.
+pub async fn monitor(port: u16, path: &str) -> Result<(u16, String), String> {
+    let asked = images::http().get(format!("http://127.0.0.1:{port}{path}"));
+    let answer = asked.send().await.map_err(|error| error.to_string())?;
+    let status = answer.status().as_u16();
+    let body = answer.text().await.map_err(|error| error.to_string())?;
+    Ok((status, body))
 }

@@ -68,6 +68,27 @@ impl Process {
         self.child.id()
     }
 
+    /// The most memory it has had resident, in bytes (`VmHWM` of proc_pid_status(5)).
+    pub fn most_resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))
+            .expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.expect("VmHWM").trim().trim_end_matches(" kB");
+        kilobytes.parse::<u64>().expect("kilobytes") * 1024
+    }
+
+    /// Processor time that it has used (utime and stime of proc_pid_stat(5)).
+    pub fn processor_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
+            .expect("a running process");
+        let (_, fields) = stat.rsplit_once(')').expect("the end of a process's name");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: f64 = ticks
+            .map(|field| field.parse::<f64>().expect("ticks"))
+            .sum();
+        ticks / f64::from(u32::try_from(rustix::param::clock_ticks_per_second()).unwrap())
+    }
+
     /// Sends `signal`; a process that has ended is left alone.
     pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
