@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What has to happen at least once in a default run.
-pub const SOMETIMES: [&str; 57] = [
+pub const SOMETIMES: [&str; 58] = [
     "a consumer began behind the newest task",
     "a consumer was lost",
     "a dispatcher crashed between two effects",
@@ -32,6 +32,7 @@ pub const SOMETIMES: [&str; 57] = [
     "a node returned",
     "a node with active pulls was held",
     "a node with active pulls was relabelled",
+    "a pull failed with its last attempt",
     "a pull met a registry that was down",
     "a pull took too long",
     "a record write met another's revision",

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use prewarm::domain::image::ImageRef;
 use prewarm::domain::job::{Amount, CompletionType, FailurePolicy, ImagePullPolicy, JobSpec};
 use prewarm::domain::name::JobName;
-use prewarm::domain::selector::NodeSelector;
+use prewarm::domain::node::ZONE_LABEL;
+use prewarm::domain::selector::{NodeSelector, Operator, Requirement};
 
 use crate::broker::Millis;
 use crate::plan::{Action, Job, MOMENTS, Plan, Planned, PlannedNode, Target, Wish};
@@ -29,7 +30,12 @@ impl Plan {
     /// Everything that a seed stands for.
     pub fn of(rng: &mut Rng) -> Self {
         let dispatchers = 2 + rng.below(2);
-        let heals_at = rng.range(60, 500) * 1_000;
+        // Now and then there is time for a registry that is away for ten minutes.
+        let heals_at = if rng.percent(5) {
+            rng.range(700, 1_300) * 1_000
+        } else {
+            rng.range(60, 500) * 1_000
+        };
         let node = |rng: &mut Rng| PlannedNode {
             pool: rng.pick(&POOLS).to_owned(),
             zone: rng.pick(&ZONES).to_owned(),
@@ -155,15 +161,22 @@ impl Planner<'_> {
         if self.rng.percent(30) {
             spec.image_pull_policy = ImagePullPolicy::Always;
         }
+        if self.rng.percent(15) {
+            spec.platform = Some("linux/arm64".parse().expect("a platform"));
+        }
+        spec.unpack = !self.rng.percent(15);
         spec.absent_after_seconds = self.small(5, 121);
         // Drawn from what is drawn already, so that a seed goes on standing for the same plan.
         spec.pin = spec.absent_after_seconds.is_multiple_of(3);
         spec.pull_policy.timeout_seconds = self.small(5, 60);
         spec.pull_policy.backoff_limit = self.small(0, 4);
         if self.rng.percent(25) {
-            spec.failure_policy = Some(FailurePolicy {
-                max_failed: Amount::Percent(self.small(0, 60)),
-            });
+            let max_failed = if self.rng.percent(50) {
+                Amount::Count(self.small(0, 4))
+            } else {
+                Amount::Percent(self.small(0, 60))
+            };
+            spec.failure_policy = Some(FailurePolicy { max_failed });
         }
         let policy = &mut spec.completion_policy;
         if self.rng.percent(40) {
@@ -184,7 +197,7 @@ impl Planner<'_> {
 
     fn selector(&mut self) -> NodeSelector {
         let mut selector = NodeSelector::default();
-        match self.rng.below(5) {
+        match self.rng.below(6) {
             0 | 1 => {
                 let pool = self.rng.pick(&POOLS).to_owned();
                 selector.match_labels.insert("pool".to_owned(), pool);
@@ -194,9 +207,34 @@ impl Planner<'_> {
                 let name = |node| format!("n{node}").parse().expect("a node's name");
                 selector.names = (0..nodes).map(name).collect();
             }
+            3 => {
+                let requirements = 1 + self.rng.below(2);
+                selector.match_expressions =
+                    (0..requirements).map(|_| self.requirement()).collect();
+            }
             _ => {}
         }
         selector
+    }
+
+    fn requirement(&mut self) -> Requirement {
+        let (key, value) = match self.rng.below(3) {
+            0 => ("pool", self.rng.pick(&POOLS)),
+            1 => (ZONE_LABEL, self.rng.pick(&ZONES)),
+            // No node has it.
+            _ => ("spot", "yes"),
+        };
+        let (operator, values) = match self.rng.below(4) {
+            0 => (Operator::In, vec![value.to_owned()]),
+            1 => (Operator::NotIn, vec![value.to_owned()]),
+            2 => (Operator::Exists, vec![]),
+            _ => (Operator::DoesNotExist, vec![]),
+        };
+        Requirement {
+            key: key.to_owned(),
+            operator,
+            values,
+        }
     }
 
     fn anybody(&mut self) -> Target {
@@ -204,6 +242,15 @@ impl Planner<'_> {
             0..=2 => Target::Leader,
             3 | 4 => Target::Dispatcher(self.rng.below(self.dispatchers)),
             _ => Target::Worker(self.rng.below(self.nodes)),
+        }
+    }
+
+    /// How long a registry is away: as other things are, or up to ten minutes.
+    fn outage(&mut self, long: Millis) -> Millis {
+        if self.rng.percent(25) {
+            self.rng.range(60_000, 600_001)
+        } else {
+            long
         }
     }
 
@@ -255,7 +302,9 @@ impl Planner<'_> {
                 count: self.small(1, 10),
             },
             19 => Action::RestartBroker { down: short },
-            20 => Action::RegistryDown { down: long },
+            20 => Action::RegistryDown {
+                down: self.outage(long),
+            },
             21 => Action::RegistryFlaky { lasts: long },
             22 => Action::RegistryStalls { lasts: short },
             23 | 24 => Action::CrashAfter {

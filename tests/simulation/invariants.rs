@@ -2,20 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prewarm::dispatch::Request;
 use prewarm::dispatch::state::{DEFAULT_LOOKAHEAD, Settings};
+use prewarm::domain::failure::FailureKind;
 use prewarm::domain::name::NodeName;
 use prewarm::domain::node::{NodeFacts, ZONE_LABEL};
-use prewarm::domain::status::JobPhase;
-use prewarm::wire::event::{JobEvent, JobEventKind, PullState, TaskEvent};
+use prewarm::domain::status::{JobPhase, Outcome};
+use prewarm::domain::time::Timestamp;
+use prewarm::wire::event::{
+    FailureGroup, FailureReport, JobEvent, JobEventKind, PullState, TaskEvent,
+};
 use prewarm::wire::manifest::{Rejection, Submission};
-use prewarm::wire::record::JobRecord;
+use prewarm::wire::record::{JobRecord, NodePresence};
 use prewarm::wire::task::{PullTask, Run};
 
 use crate::broker::{Broker, Millis};
 use crate::counters::Counters;
-use crate::payload::{JOB_RECORDS, NODE_RECORDS, Payload, TASKS, job_key};
+use crate::net::Who;
+use crate::payload::{JOB_RECORDS, NODE_RECORDS, Payload, TASKS, job_key, node_key};
 
 /// What is wrong, in one sentence; `Ok` if nothing is.
 pub type Verdict = Result<(), String>;
@@ -34,6 +40,12 @@ pub struct Checks {
     pub disturbed: bool,
     /// When a node's consumer was made anew.
     pub remade: BTreeMap<NodeName, Millis>,
+    /// How often each pull was released, when first, and how many attempts it has.
+    released: BTreeMap<EndKey, Released>,
+    /// The newest round of each generation.
+    rounds: BTreeMap<(String, u32), Round>,
+    /// Runs of which a worker said, by its own clock, that the deadline had passed.
+    overdue: BTreeSet<Run>,
     finished: BTreeMap<(String, u32), Arc<JobRecord>>,
     /// The generation that each request made or found.
     generations: BTreeMap<(String, u64), u32>,
@@ -41,6 +53,21 @@ pub struct Checks {
     deleted: BTreeSet<String>,
     rejected: BTreeSet<u64>,
     pub requests: BTreeMap<u64, Arc<Request>>,
+}
+
+/// A round that was begun, and when, if it has; by whose clocks.
+#[derive(Clone)]
+struct Round {
+    number: u32,
+    began: Option<Timestamp>,
+    clocks: BTreeSet<Who>,
+}
+
+#[derive(Clone, Copy)]
+struct Released {
+    times: u32,
+    first: Millis,
+    attempts: u32,
 }
 
 /// The pull a task is.
@@ -142,10 +169,121 @@ impl Checks {
         Ok(())
     }
 
+    /// A task was stored.
+    pub fn task(&mut self, now: Millis, task: &PullTask) {
+        let released = self.released.entry(end_key(task)).or_insert(Released {
+            times: 0,
+            first: now,
+            attempts: task.pull_policy.backoff_limit + 1,
+        });
+        released.times += 1;
+    }
+
+    /// No more attempts are made than the limit allows. What was released or delivered again may be tried again, so the
+    /// node must have had no trouble since the release.
+    pub fn attempts(&self, event: &TaskEvent, trouble: Millis, counters: &mut Counters) -> Verdict {
+        let key = (event.run.clone(), event.node.clone(), event.image.token());
+        let Some(released) = self.released.get(&key) else {
+            return Ok(());
+        };
+        let remade = self.remade.get(&event.node).copied().unwrap_or(0);
+        if released.times > 1 || trouble.max(remade) >= released.first {
+            return Ok(());
+        }
+        if event.attempt == released.attempts && event.state == PullState::Failed {
+            counters.bump("a pull failed with its last attempt");
+        }
+        at_most(
+            released.attempts,
+            event.attempt as usize,
+            &format!("attempts of {} on {}", event.image, event.node),
+        )
+    }
+
+    /// An end that time brings does not come before its time, by the clocks that decided it.
+    fn in_time(&self, broker: &Broker<Payload>, record: &JobRecord, late: bool) -> Verdict {
+        let (name, spec, status) = (&record.metadata.name, &record.spec, &record.status);
+        let Some(ended) = status.completed_at else {
+            return Ok(());
+        };
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        // A worker goes by its own clock, which may be ahead.
+        let overdue = self.overdue.contains(&record.run());
+        if status.outcome == Some(Outcome::DeadlineExceeded) && !overdue {
+            let deadline = spec.completion_policy.active_deadline_seconds;
+            let due = status.started_at.zip(deadline);
+            let due = due.map(|(started, deadline)| started.after(seconds(deadline)));
+            if due.is_none_or(|due| ended < due) {
+                return Err(format!(
+                    "{name} ended at {ended}, its deadline is at {due:?}"
+                ));
+            }
+        }
+        if self.disturbed || late {
+            return Ok(());
+        }
+        let absent = |group: &&FailureGroup| group.kind == FailureKind::NodeAbsent;
+        for node in status
+            .failures
+            .iter()
+            .filter(absent)
+            .flat_map(|group| &group.nodes)
+        {
+            let Some(since) = gone_since(broker, node) else {
+                continue;
+            };
+            if ended < since.after(seconds(spec.absent_after_seconds)) {
+                return Err(format!(
+                    "{name} gave {node} up at {ended}, gone since {since}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A round begins no sooner after the one before than the interval less its jitter, as far as one clock decides.
+    fn round(&mut self, record: &JobRecord, by: Who) -> Verdict {
+        let (metadata, status) = (&record.metadata, &record.status);
+        let key = (metadata.uid.clone(), metadata.generation);
+        let new = Round {
+            number: status.round,
+            began: status.round_started_at,
+            clocks: BTreeSet::from([by]),
+        };
+        let before = self.rounds.entry(key).or_insert_with(|| new.clone());
+        let last_began = before.began;
+        before.clocks.insert(by);
+        if before.number != new.number && new.began.is_none() {
+            // It is due; until it has begun, what is known is when the one before did.
+            return Ok(());
+        }
+        let clocks = std::mem::replace(before, new).clocks;
+        let repeat = record.spec.completion_policy.repeat_seconds;
+        let Some((((last, began), repeat), is_next)) = last_began
+            .zip(status.round_started_at)
+            .zip(repeat)
+            .map(|times| (times, times.0.0 != times.0.1))
+        else {
+            return Ok(());
+        };
+        let least = Duration::from_secs(repeat.into()) * 95 / 100;
+        if is_next && clocks.len() == 1 && began < last.after(least) {
+            return Err(format!(
+                "round {} of {} began at {began}, the one before at {last}",
+                status.round, metadata.name
+            ));
+        }
+        Ok(())
+    }
+
     /// A worker has told a fact.
-    pub fn task_event(&mut self, event: &TaskEvent, counters: &mut Counters) {
+    pub fn task_event(&mut self, event: &TaskEvent, by: Who, counters: &mut Counters) {
         if !event.state.is_terminal() {
             return;
+        }
+        let overdue = |failure: &FailureReport| failure.kind == FailureKind::DeadlineExceeded;
+        if matches!(by, Who::Worker(_)) && event.failure.as_ref().is_some_and(overdue) {
+            self.overdue.insert(event.run.clone());
         }
         let key = (event.run.clone(), event.node.clone(), event.image.token());
         let first = *self.ends.entry(key).or_insert(event.state);
@@ -155,7 +293,14 @@ impl Checks {
     }
 
     /// A record was written.
-    pub fn record(&mut self, record: &Arc<JobRecord>) -> Verdict {
+    pub fn record(
+        &mut self,
+        broker: &Broker<Payload>,
+        record: &Arc<JobRecord>,
+        (late, by): (bool, Who),
+    ) -> Verdict {
+        self.round(record, by)?;
+        self.in_time(broker, record, late)?;
         let (name, status) = (&record.metadata.name, &record.status);
         let counts = status.counts;
         if !counts.add_up() {
@@ -319,6 +464,17 @@ pub fn record<'a>(
     let (_, message) = broker.last_by_subject(JOB_RECORDS, &job_key(&name.token()))?;
     match &message.payload {
         Payload::JobRecord(record) => Some(record),
+        _ => None,
+    }
+}
+
+/// Since when a node is absent, by its record; `None` if it is not.
+fn gone_since(broker: &Broker<Payload>, node: &NodeName) -> Option<Timestamp> {
+    let (_, message) = broker.last_by_subject(NODE_RECORDS, &node_key(&node.token()))?;
+    match &message.payload {
+        Payload::NodeRecord(record) if record.presence == NodePresence::Absent => {
+            Some(record.since)
+        }
         _ => None,
     }
 }

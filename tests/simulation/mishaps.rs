@@ -4,16 +4,22 @@ use std::sync::Arc;
 
 use prewarm::dispatch::{Pause, Request};
 use prewarm::domain::job::Amount;
+use prewarm::domain::name::NodeName;
 use prewarm::domain::node::ZONE_LABEL;
 use prewarm::wire::manifest::Submission;
 use prewarm::wire::subject::Subjects;
 
+use crate::broker::Millis;
 use crate::dispatcher::Step;
 use crate::invariants::{self, Verdict};
 use crate::net::{Event, Life, Who};
 use crate::payload::TASKS;
 use crate::plan::{Action, Target};
 use crate::world::World;
+
+/// Longer than what was not answered takes to come again: a request of a life that ended is open for two minutes, and what
+/// is delivered to it comes again after the ack wait.
+const AFTERMATH: Millis = 180_000;
 
 impl World {
     fn life(&self, who: Who) -> Option<Life> {
@@ -39,8 +45,53 @@ impl World {
         }
     }
 
+    /// Something goes wrong with a process until then, and a while after: what was in doubt comes again.
+    pub fn trouble(&mut self, who: Who, until: Millis) {
+        if let Who::Worker(index) = who {
+            let until = until.saturating_add(AFTERMATH);
+            let known = self.troubles.entry(index).or_insert(0);
+            *known = until.max(*known);
+        }
+    }
+
+    /// Until when something was wrong with this node's worker.
+    pub fn trouble_of(&self, node: &NodeName) -> Millis {
+        let index = self
+            .workers
+            .iter()
+            .position(|process| process.node == *node);
+        let until = index.and_then(|index| self.troubles.get(&index));
+        until.copied().unwrap_or(0)
+    }
+
+    /// Whom it concerns, and for how long. What is lost by number is lost until all is well.
+    fn note_trouble(&mut self, action: &Action) {
+        let now = self.net.now;
+        let (who, until) = match action {
+            Action::Freeze { who, still } => (*who, now + still),
+            Action::Disconnect { who, down } => (*who, now + down),
+            Action::Stop { who, down } => (*who, now + down),
+            Action::Crash { who, .. }
+            | Action::LoseQuestions { who, .. }
+            | Action::LoseAnswers { who, .. }
+            | Action::RepeatAcks { who, .. }
+            | Action::Delay { who, .. } => (*who, self.plan.heals_at),
+            Action::LoseAcks { node, .. } => (Target::Worker(*node), self.plan.heals_at),
+            Action::Relabel { node, .. } => (Target::Worker(*node), now),
+            Action::RestartBroker { down } => {
+                for index in 0..self.workers.len() {
+                    self.trouble(Who::Worker(index), now + down);
+                }
+                return;
+            }
+            _ => return,
+        };
+        self.trouble(self.target(who), until);
+    }
+
     pub fn go_wrong(&mut self, action: Action) -> Verdict {
         let now = self.net.now;
+        self.note_trouble(&action);
         let to = |world: &Self, who| world.target(who);
         match action {
             Action::Ask(_) => {}

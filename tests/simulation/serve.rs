@@ -135,7 +135,7 @@ impl World {
             return Ok(());
         }
         self.replaced(before.as_ref(), payload)?;
-        self.stored(stored.sequence, payload, late)?;
+        self.stored(stored.sequence, payload, (late, question.from.who))?;
         match *stream {
             EVENTS => self.tell_followers(),
             TASKS => {
@@ -195,7 +195,10 @@ impl World {
     }
 
     /// Looks at what was stored.
-    fn stored(&mut self, sequence: u64, payload: &Payload, late: bool) -> Verdict {
+    fn stored(&mut self, sequence: u64, payload: &Payload, (late, by): (bool, Who)) -> Verdict {
+        if let Payload::Task(task) = payload {
+            self.checks.task(self.net.now, task);
+        }
         match payload {
             Payload::Task(_) if late => {
                 self.checks.late_tasks.insert(sequence);
@@ -229,7 +232,10 @@ impl World {
                 verdict
             }
             Payload::TaskEvent(event) => {
-                self.checks.task_event(event, &mut self.net.counters);
+                self.checks.task_event(event, by, &mut self.net.counters);
+                let trouble = self.trouble_of(&event.node);
+                self.checks
+                    .attempts(event, trouble, &mut self.net.counters)?;
                 self.check_image_is_there(event)
             }
             Payload::JobEvent { id, event } => {
@@ -254,7 +260,7 @@ impl World {
                 {
                     self.seen_idle.insert(record.metadata.name.clone());
                 }
-                self.checks.record(record)
+                self.checks.record(&self.broker, record, (late, by))
             }
             Payload::NodeRecord(_) | Payload::Marker => {
                 self.checks.disturbed |= late;

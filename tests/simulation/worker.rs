@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use prewarm::domain::failure::{Failure, FailureKind};
-use prewarm::domain::image::Digest;
+use prewarm::domain::image::{Digest, Platform};
 use prewarm::domain::job::ImagePullPolicy;
 use prewarm::domain::name::NodeName;
 use prewarm::domain::node::NodeFacts;
@@ -34,6 +34,24 @@ const FETCH_EXPIRES: Millis = 120_000;
 /// How long the broker may say nothing (`bus::pull`).
 const SILENCE: Millis = 25_000;
 
+/// What a node has of an image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OnNode {
+    digest: Digest,
+    platform: Option<Platform>,
+    unpacked: bool,
+}
+
+impl OnNode {
+    fn is_good_enough(&self, task: &PullTask) -> bool {
+        let is_newest = match task.image_pull_policy {
+            ImagePullPolicy::IfNotPresent => true,
+            ImagePullPolicy::Always => Some(&self.digest) == task.digest.as_ref(),
+        };
+        is_newest && self.platform == task.platform && (self.unpacked || !task.unpack)
+    }
+}
+
 struct Running {
     task: Arc<PullTask>,
     cancelled: bool,
@@ -52,7 +70,7 @@ pub struct WorkerProcess {
     pub facts: NodeFacts,
     pub state: Option<WorkerState>,
     /// What the node has, by reference.
-    pub images: BTreeMap<String, Digest>,
+    pub images: BTreeMap<String, OnNode>,
     /// What holds its images: labels of the runtime, so they outlive the worker.
     pub pins: BTreeSet<Pin>,
     /// Results on its disk, by message id.
@@ -333,11 +351,7 @@ impl WorkerProcess {
     fn start_pull(&mut self, net: &mut Net, pull: PullHandle, task: Arc<PullTask>) {
         let image = task.image.to_string();
         let present = self.images.get(&image);
-        let wanted = task.digest.as_ref();
-        let is_there = match task.image_pull_policy {
-            ImagePullPolicy::IfNotPresent => present.is_some(),
-            ImagePullPolicy::Always => present.is_some() && present == wanted,
-        };
+        let is_there = present.is_some_and(|present| present.is_good_enough(&task));
         let takes = if is_there {
             net.rng.range(2, 40)
         } else if net.registry.stalls_until > net.now {
@@ -375,19 +389,22 @@ impl WorkerProcess {
     fn put(&mut self, net: &mut Net, task: &PullTask) -> Result<PullResult, Failure> {
         let image = task.image.to_string();
         let present = self.images.get(&image).cloned();
-        let good_enough = match task.image_pull_policy {
-            ImagePullPolicy::IfNotPresent => present.is_some(),
-            ImagePullPolicy::Always => present.is_some() && present == task.digest,
-        };
-        let digest = match present.filter(|_| good_enough) {
-            Some(digest) => digest,
+        let present = present.filter(|present| present.is_good_enough(task));
+        let good_enough = present.is_some();
+        let digest = match present {
+            Some(present) => present.digest,
             None => {
                 if !net.registry.is_up(net.now) {
                     net.counters.bump("a pull met a registry that was down");
                 }
                 let newest = net.registry.digest(net.now, &task.image)?;
                 let digest = task.digest.clone().unwrap_or(newest);
-                self.images.insert(image, digest.clone());
+                let on_node = OnNode {
+                    digest: digest.clone(),
+                    platform: task.platform.clone(),
+                    unpacked: task.unpack,
+                };
+                self.images.insert(image, on_node);
                 digest
             }
         };

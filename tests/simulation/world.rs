@@ -50,6 +50,8 @@ pub struct World {
     pub compared_at: u64,
     /// When everything had healed.
     pub healed_at: Option<Millis>,
+    /// Until when something goes wrong with each worker.
+    pub troubles: BTreeMap<usize, Millis>,
     /// What was seen to be wrong where nobody could say so.
     pub wrong: Option<String>,
     /// Since when each worker holds a pull that nobody wants.
@@ -103,6 +105,7 @@ impl World {
             steps: 0,
             compared_at: 0,
             healed_at: None,
+            troubles: BTreeMap::new(),
             wrong: None,
             unwanted: BTreeMap::new(),
             seen_idle: std::collections::BTreeSet::new(),
@@ -334,6 +337,7 @@ impl World {
             Who::Dispatcher(index) => self.dispatchers[index].crash(&mut self.net),
             Who::Worker(index) => self.workers[index].crash(&mut self.net),
         }
+        self.trouble(who, again_at);
         self.net.at(again_at, Event::Begin(who));
     }
 
