@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::accounts::AccountsArgs;
 use super::output::DataFormat;
 use super::settings::broker::BrokerArgs;
 use super::settings::dispatcher::DispatcherArgs;
@@ -93,6 +94,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Play many nodes that only pretend to pull, for sizing and load tests
     Simulate(SimulateArgs),
+    /// Make NATS accounts and users by signed JWTs: one more node changes nothing at the broker
+    Accounts(AccountsArgs),
     /// Write the completions of a shell
     Completions {
         /// The shell

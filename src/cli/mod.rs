@@ -1,5 +1,6 @@
 //! The command line: parse, build, do, and say how it went.
 
+pub mod accounts;
 pub mod apply;
 pub mod args;
 pub mod check;
@@ -192,6 +193,11 @@ async fn perform_async(invocation: &Invocation, command: Command) -> Result<(), 
         Command::Worker(args) => roles::worker(invocation, &args).await,
         Command::Webhook(args) => webhook::run(invocation, &args).await,
         Command::Check(args) => check::run(invocation, &args).await,
+        Command::Accounts(args) => {
+            let mut check = invocation.check();
+            let broker = invocation.broker(&mut check);
+            accounts::run(&check.done(broker)?.prefix, &args.command)
+        }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => write_schema(name.as_deref()),
         Command::Simulate(args) => simulate::run(invocation, &args).await,

@@ -94,7 +94,7 @@ impl Pod {
             route: free_port(),
             monitor: free_port(),
         });
-        let text = shipped::cluster(shipped::CLUSTER, 0, &ports, None)
+        let text = shipped::cluster(shipped::CLUSTER, 0, &ports)
             .replace("@PORT@", &port.to_string())
             .replace("@STORE@", &dir.path().join("store").display().to_string());
         let file = dir.path().join("nats.conf");

@@ -14,8 +14,6 @@ use crate::support::prewarm::Role;
 
 /// Nodes of a fleet, when nobody says how many.
 const NODES: u32 = 200;
-/// The same with three servers that sync every write to one disk.
-const FEW: u32 = 40;
 /// How long a fleet may take to be at work again after its broker came back.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -58,26 +56,23 @@ fn in_full() -> bool {
     std::env::var_os("SHIPPED_TIMES").is_some()
 }
 
-/// The shipped configuration. A server that goes takes ten seconds until it lets its first client go, for those that it told
-/// to go by themselves, which ours do not: unless it is to be in full, a second does.
+/// The shipped configuration in full; else one without accounts and without a sync of every write, where a server that goes
+/// takes a second, and not ten, until it lets its first client go.
 async fn cluster() -> NatsCluster {
-    NatsCluster::shipped_with(NatsVersion::V2_15, |text| {
-        if in_full() {
-            return text;
-        }
-        let sooner = text.replace("lame_duck_grace_period: 10s", "lame_duck_grace_period: 1s");
-        assert_ne!(sooner, text);
-        sooner
-    })
-    .await
+    const SOONER: &str = "lame_duck_duration: 30s\nlame_duck_grace_period: 1s";
+    if in_full() {
+        NatsCluster::shipped(NatsVersion::V2_15).await
+    } else {
+        NatsCluster::start_with(NatsVersion::V2_15, SOONER).await
+    }
 }
 
-/// Three servers of the shipped configuration: accounts, every write synced. The first goes as its pod does, and in full all.
+/// The first broker goes as its pod does, and in full all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_everything_loses_nothing() {
     const GROUPS: u32 = 4;
     const IMAGES: u32 = 4;
-    let in_fleet = std::env::var("NODES").map_or(FEW, |_| in_fleet());
+    let in_fleet = in_fleet();
     let parallelism = (in_fleet / 50).max(1);
     let began = Instant::now();
     let mut cluster = cluster().await;

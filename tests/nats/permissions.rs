@@ -1,5 +1,6 @@
 //! What the users of each role may do, with the configuration that is shipped: nothing in the name of another.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -9,19 +10,111 @@ use futures::{FutureExt as _, StreamExt as _};
 use prewarm::bus::Bus;
 use prewarm::bus::topology::{TopologySettings, ensure};
 use prewarm::wire::subject::Subjects;
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use crate::support::nats::{NatsServer, NatsVersion, taken_in};
+use crate::support::parts;
+use crate::support::prewarm::prewarm;
 use crate::support::shipped::two_nodes;
 use crate::support::wait::{eventually, within};
 use crate::worker_cell::{Cell, LIMIT, task};
 
 on_every_generation!(
     a_node_cannot_speak_for_another,
+    a_node_is_added_without_the_broker_and_revoked_with_it,
     a_receiver_and_a_pipeline_do_their_own_work_only,
     credentials_are_changed_while_both_count,
     the_reply_subject_of_a_request_reaches_nothing_of_another_node,
 );
+
+/// The two ways in which the accounts are shipped.
+#[derive(Clone, Copy, Debug)]
+enum Accounts {
+    /// deploy/nats/accounts.conf, with passwords.
+    File,
+    /// Those of `prewarm accounts`, with credentials.
+    Signed,
+}
+
+const BOTH: [Accounts; 2] = [Accounts::File, Accounts::Signed];
+
+/// What `prewarm accounts` writes.
+struct Signed(TempDir);
+
+impl Signed {
+    async fn new() -> Self {
+        let signed = Self(parts::temp_dir());
+        signed.call(&["init"], &[]).await;
+        signed.call(&["node"], &["node-1", "node-2"]).await;
+        signed
+    }
+
+    async fn call(&self, command: &[&str], names: &[&str]) {
+        let folder = self.0.path().as_os_str();
+        let mut call = prewarm(["accounts"]);
+        for word in command {
+            call = call.arg(word);
+        }
+        call = call.arg(folder);
+        for name in names {
+            call = call.arg(name);
+        }
+        let output = call.run().await;
+        assert_eq!(output.code, 0, "{output:?}");
+    }
+
+    /// What the servers include.
+    fn accounts(&self) -> String {
+        std::fs::read_to_string(self.0.path().join("accounts.conf")).unwrap()
+    }
+
+    fn file(&self, user: &str) -> PathBuf {
+        let folder = if user.starts_with("node-") {
+            "nodes"
+        } else {
+            ""
+        };
+        self.0.path().join(folder).join(format!("{user}.creds"))
+    }
+}
+
+/// Where the users of one server have their proofs.
+enum Proofs {
+    Passwords,
+    Files(Signed),
+}
+
+impl Proofs {
+    async fn options(&self, user: &str) -> ConnectOptions {
+        match self {
+            Self::Passwords => {
+                let password = if user.starts_with("node-") {
+                    "node"
+                } else {
+                    user
+                };
+                ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+            }
+            Self::Files(signed) => ConnectOptions::with_credentials_file(signed.file(user))
+                .await
+                .unwrap(),
+        }
+    }
+}
+
+impl Accounts {
+    async fn start(self, version: NatsVersion) -> (NatsServer, Proofs) {
+        let (text, proofs) = match self {
+            Self::File => (two_nodes(), Proofs::Passwords),
+            Self::Signed => {
+                let signed = Signed::new().await;
+                (signed.accounts(), Proofs::Files(signed))
+            }
+        };
+        (NatsServer::start_with(version, &text).await, proofs)
+    }
+}
 
 struct Login {
     client: Client,
@@ -29,9 +122,11 @@ struct Login {
 }
 
 impl Login {
-    async fn of(server: &NatsServer, user: &str, password: &str) -> Self {
+    async fn of(server: &NatsServer, proofs: &Proofs, user: &str) -> Self {
         let (told, refusals) = mpsc::unbounded_channel();
-        let client = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+        let client = proofs
+            .options(user)
+            .await
             .custom_inbox_prefix(format!("_INBOX.{user}"))
             .event_callback(move |event| {
                 if let Event::ServerError(error) = event {
@@ -74,8 +169,14 @@ impl Login {
 }
 
 async fn a_node_cannot_speak_for_another(version: NatsVersion) {
-    let server = NatsServer::start_with(version, &two_nodes()).await;
-    let mut other = Login::of(&server, "node-2", "node").await;
+    for accounts in BOTH {
+        let (server, proofs) = accounts.start(version).await;
+        cannot_speak_for_another(&server, &proofs).await;
+    }
+}
+
+async fn cannot_speak_for_another(server: &NatsServer, proofs: &Proofs) {
+    let mut other = Login::of(server, proofs, "node-2").await;
     let publish = [
         "$JS.API.CONSUMER.MSG.NEXT.PREWARM_TASKS.node-1",
         "$JS.ACK.PREWARM_TASKS.node-1.1.1.1.1.0",
@@ -119,12 +220,18 @@ async fn is_kept(login: &Login, subject: &str, stream: &str) {
 }
 
 async fn a_receiver_and_a_pipeline_do_their_own_work_only(version: NatsVersion) {
-    let server = NatsServer::start_with(version, &two_nodes()).await;
-    let core = Login::of(&server, "core", "core").await;
+    for accounts in BOTH {
+        let (server, proofs) = accounts.start(version).await;
+        do_their_own_work_only(&server, &proofs).await;
+    }
+}
+
+async fn do_their_own_work_only(server: &NatsServer, proofs: &Proofs) {
+    let core = Login::of(server, proofs, "core").await;
     let bus = Bus::new(core.client.clone(), Subjects::default());
     ensure(&bus, TopologySettings::default()).await.unwrap();
 
-    let mut receiver = Login::of(&server, "webhook", "webhook").await;
+    let mut receiver = Login::of(server, proofs, "webhook").await;
     is_kept(&receiver, "prewarm.push", "PREWARM_JOBS").await;
     receiver
         .is_kept_out(&CORE_ONLY, &["prewarm.>", "prewarm.event.>", ">"])
@@ -140,7 +247,7 @@ async fn a_receiver_and_a_pipeline_do_their_own_work_only(version: NatsVersion) 
         )
         .await;
 
-    let mut pipeline = Login::of(&server, "ci", "ci").await;
+    let mut pipeline = Login::of(server, proofs, "ci").await;
     is_kept(&pipeline, "prewarm.job.submit", "PREWARM_JOBS").await;
     pipeline
         .is_kept_out(&CORE_ONLY, &["prewarm.>", "prewarm.event.>", ">"])
@@ -178,7 +285,7 @@ async fn credentials_are_changed_while_both_count(version: NatsVersion) {
     );
     assert!(both != before && after != before);
     let mut server = NatsServer::start_with(version, &before).await;
-    let old = Login::of(&server, "core", "core").await;
+    let old = Login::of(&server, &Proofs::Passwords, "core").await;
     server.reload(&both);
     let new = eventually("the new user to be let in", LIMIT, async || {
         let options = ConnectOptions::with_user_and_password("core-2".into(), "core".into());
@@ -198,6 +305,69 @@ async fn credentials_are_changed_while_both_count(version: NatsVersion) {
     assert_eq!(refused.kind(), ConnectErrorKind::AuthorizationViolation);
     taken_in(&new).await;
     assert_eq!(new.connection_state(), State::Connected);
+}
+
+/// RUNBOOK.md, "Credentials of many nodes": a node more changes nothing at the broker, and one that is revoked is cut off.
+async fn a_node_is_added_without_the_broker_and_revoked_with_it(version: NatsVersion) {
+    let signed = Signed::new().await;
+    let before = signed.accounts();
+    let mut server = NatsServer::start_with(version, &before).await;
+    signed.call(&["node"], &["node-3.example"]).await;
+    assert_eq!(signed.accounts(), before);
+    let proofs = Proofs::Files(signed);
+    let options = async |user: &str| {
+        proofs
+            .options(user)
+            .await
+            .custom_inbox_prefix("_INBOX.node-3_example")
+    };
+    let mut third = Login::of(&server, &proofs, "node-3.example").await;
+    // Its subjects have its token.
+    third
+        .is_kept_out(
+            &["prewarm.heartbeat.node-1", "prewarm.heartbeat.node-3"],
+            &[],
+        )
+        .await;
+    let core = proofs
+        .options("core")
+        .await
+        .connect(server.url())
+        .await
+        .unwrap();
+    let mut heard = core.subscribe("prewarm.heartbeat.*").await.unwrap();
+    taken_in(&core).await;
+    let own = "prewarm.heartbeat.node-3_example";
+    third.client.publish(own, "x".into()).await.unwrap();
+    let word = within(LIMIT, "its heartbeat", heard.next()).await;
+    assert_eq!(word.unwrap().subject.as_str(), own);
+
+    let Proofs::Files(signed) = &proofs else {
+        unreachable!()
+    };
+    signed.call(&["revoke"], &["node-3.example"]).await;
+    let after = signed.accounts();
+    assert_ne!(after, before);
+    server.reload(&after);
+    eventually("the node to be cut off", LIMIT, async || {
+        third.client.connection_state() != State::Connected
+    })
+    .await;
+    let refused = options("node-3.example").await.connect(server.url()).await;
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        ConnectErrorKind::AuthorizationViolation
+    );
+    // The others have noticed nothing; nor does the node that gets new ones.
+    taken_in(&core).await;
+    assert_eq!(core.connection_state(), State::Connected);
+    options("node-1").await.connect(server.url()).await.unwrap();
+    signed.call(&["node"], &["node-3.example"]).await;
+    options("node-3.example")
+        .await
+        .connect(server.url())
+        .await
+        .unwrap();
 }
 
 async fn consumer(cell: &Cell, node: &str) -> PullConsumer {
@@ -274,11 +444,17 @@ impl Login {
 /// Whoever asks chooses where the answer goes, and permissions do not look at that. An empty answer that
 /// went to the ack subject of another node's task would ack it.
 async fn the_reply_subject_of_a_request_reaches_nothing_of_another_node(version: NatsVersion) {
-    let server = NatsServer::start_with(version, &two_nodes()).await;
-    let core = ConnectOptions::with_user_and_password("core".to_owned(), "core".to_owned());
+    for accounts in BOTH {
+        let (server, proofs) = accounts.start(version).await;
+        reply_subjects_reach_nothing(server, &proofs).await;
+    }
+}
+
+async fn reply_subjects_reach_nothing(server: NatsServer, proofs: &Proofs) {
+    let core = proofs.options("core").await;
     let core = core.connect(server.url()).await.unwrap();
-    let victim = Login::of(&server, "node-1", "node").await;
-    let mut other = Login::of(&server, "node-2", "node").await;
+    let victim = Login::of(&server, proofs, "node-1").await;
+    let mut other = Login::of(&server, proofs, "node-2").await;
     let cell = Cell::on(server, core.clone(), Duration::from_secs(30)).await;
     let mut consumer_of_victim = consumer(&cell, "node-1").await;
     let mut consumer_of_other = consumer(&cell, "node-2").await;

@@ -34,13 +34,16 @@ enum Access {
     Open,
     /// By a user of the shipped accounts.
     User,
-    /// By such a user over TLS, with this certificate to trust.
-    Tls(std::path::PathBuf),
 }
 
 impl NatsCluster {
     /// Starts one that can keep three replicas.
     pub async fn start(version: NatsVersion) -> Self {
+        Self::start_with(version, "").await
+    }
+
+    /// The same with `extra` text in each server's configuration.
+    pub async fn start_with(version: NatsVersion, extra: &str) -> Self {
         Self::of(version, Access::Open, |number, ports| {
             let routes: Vec<String> = ports
                 .iter()
@@ -48,7 +51,7 @@ impl NatsCluster {
                 .collect();
             format!(
                 "listen: \"127.0.0.1:@PORT@\"\njetstream {{ store_dir: \"@STORE@\" }}\nserver_name: \"{}\"\n\
-                 cluster {{ name: \"cell\", listen: \"127.0.0.1:{}\", routes: [{}] }}\n",
+                 cluster {{ name: \"cell\", listen: \"127.0.0.1:{}\", routes: [{}] }}\n{extra}\n",
                 Self::name(number),
                 ports[number].route,
                 routes.join(", ")
@@ -65,7 +68,7 @@ impl NatsCluster {
     /// The same with a change to each server's configuration.
     pub async fn shipped_with(version: NatsVersion, change: impl Fn(String) -> String) -> Self {
         Self::of(version, Access::User, |number, ports| {
-            change(shipped::cluster(shipped::CLUSTER, number, ports, None))
+            change(shipped::cluster(shipped::CLUSTER, number, ports))
         })
         .await
     }
@@ -113,7 +116,6 @@ impl NatsCluster {
         let begin = match self.access {
             Access::Open => "nats://127.0.0.1".to_owned(),
             Access::User => format!("nats://{login}@127.0.0.1"),
-            Access::Tls(_) => format!("tls://{login}@127.0.0.1"),
         };
         let urls: Vec<String> = self
             .servers
@@ -137,9 +139,6 @@ impl NatsCluster {
             .collect();
         if !matches!(self.access, Access::Open) {
             options = options.user_and_password("core".to_owned(), "core".to_owned());
-        }
-        if let Access::Tls(ca) = &self.access {
-            options = options.add_root_certificates(ca.clone()).require_tls(true);
         }
         within(
             READY_LIMIT,

@@ -1,7 +1,5 @@
 //! The broker's configuration that is shipped in deploy/nats, filled in as its users are told to.
 
-use std::path::Path;
-
 /// The accounts, which read their passwords from variables.
 pub const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 /// One of three servers.
@@ -46,8 +44,8 @@ pub struct Ports {
 }
 
 /// The configuration of server `number` of a cluster, for `NatsServer::start_whole`: a shipped file as it is, but for
-/// ports and paths. `certificates` is the folder in the place of the one that `conf` names.
-pub fn cluster(conf: &str, number: usize, all: &[Ports], certificates: Option<&Path>) -> String {
+/// ports and paths.
+pub fn cluster(conf: &str, number: usize, all: &[Ports]) -> String {
     let mut text = conf.to_owned();
     let mut put = |old: &str, new: String| {
         assert_eq!(text.matches(old).count(), 1, "{old:?} in {conf}");
@@ -67,9 +65,6 @@ pub fn cluster(conf: &str, number: usize, all: &[Ports], certificates: Option<&P
         "\ninclude accounts.conf\n",
         format!("\n{}", beside_the_first_node(EVERY_NODE, "*")),
     );
-    if let Some(folder) = certificates {
-        text = text.replace("/etc/nats-tls", &folder.display().to_string());
-    }
     let routes = all.iter().enumerate().map(|(number, ports)| {
         format!(
             "ROUTE_{number}: \"nats://cluster:cluster@127.0.0.1:{}\"\n",
