@@ -118,7 +118,7 @@ impl Planner<'_> {
     fn wish(&mut self) -> Wish {
         let name = self.job();
         match self.rng.below(20) {
-            0..=8 => Wish::Submit(self.asked(name)),
+            0..=8 => Wish::Submit(Box::new(self.asked(name))),
             9..=11 => {
                 let others = self.rng.below(3);
                 let names: BTreeSet<_> = (0..others).map(|_| self.job()).chain([name]).collect();

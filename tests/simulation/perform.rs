@@ -273,13 +273,7 @@ impl Performer {
             }
             Effect::Release(task) => self.release(net, *task),
             Effect::WithdrawJob(name) => self.withdraw(net, self.subjects.tasks_of_job(&name)),
-            Effect::WithdrawPull(key) => {
-                let subject = self.subjects.task(&key);
-                let ask = Ask::Last {
-                    subject: subject.clone(),
-                };
-                self.ask(net, ask, Open::Look { subject });
-            }
+            Effect::WithdrawPull(key) => self.look(net, &key),
             Effect::Revoke { node, revocation } => {
                 net.send_to_node(self.life, &node, Core::Revocation(revocation))
             }
@@ -312,6 +306,14 @@ impl Performer {
                 net.tell(self.life, self.leadership, ask);
             }
         }
+    }
+
+    fn look(&mut self, net: &mut Net, key: &PullKey) {
+        let subject = self.subjects.task(key);
+        let ask = Ask::Last {
+            subject: subject.clone(),
+        };
+        self.ask(net, ask, Open::Look { subject });
     }
 
     fn release(&mut self, net: &mut Net, task: prewarm::wire::task::PullTask) {

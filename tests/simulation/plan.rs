@@ -39,7 +39,7 @@ impl Job {
 /// What a user wants of the dispatcher.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Wish {
-    Submit(Job),
+    Submit(Box<Job>),
     /// The jobs of one push.
     Push(Vec<Job>),
     Cancel(JobName),

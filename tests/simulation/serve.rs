@@ -6,6 +6,7 @@ use prewarm::dispatch::Input;
 use prewarm::wire::event::JobEventKind;
 use prewarm::wire::record::{JobRecord, NodePresence};
 use prewarm::wire::subject::{PullKey, Subjects};
+use prewarm::wire::task::PullTask;
 use prewarm::wire::worker::ACK_WAIT_SECONDS;
 
 use prewarm::wire::worker::PullId;
@@ -69,22 +70,8 @@ impl World {
                 self.net.answer(&question, answer);
                 Ok(())
             }
-            Ask::Pull {
-                stream,
-                consumer,
-                batch,
-                expires,
-            } => {
-                let (now, ticket, to) = (self.net.now, question.ticket, question.from);
-                let asked = self
-                    .broker
-                    .pull(now, stream, consumer, ticket, *batch, *expires);
-                if asked.is_err() {
-                    self.pull_over(to, ticket, 0, PullEnd::NoConsumer);
-                    return Ok(());
-                }
-                self.pulls.insert(ticket, to);
-                self.serve(stream, consumer);
+            Ask::Pull { .. } => {
+                self.pull_asked(&question);
                 Ok(())
             }
             Ask::DropPull {
@@ -98,6 +85,28 @@ impl World {
             }
             Ask::Answer { .. } => self.answered(&question),
         }
+    }
+
+    fn pull_asked(&mut self, question: &Question) {
+        let Ask::Pull {
+            stream,
+            consumer,
+            batch,
+            expires,
+        } = &question.ask
+        else {
+            return;
+        };
+        let (now, ticket, to) = (self.net.now, question.ticket, question.from);
+        let asked = self
+            .broker
+            .pull(now, stream, consumer, ticket, *batch, *expires);
+        if asked.is_err() {
+            self.pull_over(to, ticket, 0, PullEnd::NoConsumer);
+            return;
+        }
+        self.pulls.insert(ticket, to);
+        self.serve(stream, consumer);
     }
 
     fn publish(&mut self, question: &Question, late: bool) -> Verdict {
@@ -204,33 +213,7 @@ impl World {
                 self.checks.late_tasks.insert(sequence);
                 Ok(())
             }
-            Payload::Task(task) => {
-                if let Some(digest) = &task.digest
-                    && !self.net.registry.has_had(&task.image, digest)
-                {
-                    return Err(format!("{} was never {digest}", task.image));
-                }
-                // What was decided before a node came back smaller, or held, is released after it.
-                let believed = match self.leader() {
-                    Some(leader) if leader.believed.is_empty() => vec![leader.nodes()],
-                    Some(leader) => leader.believed.clone(),
-                    None => vec![invariants::node_facts(&self.broker)],
-                };
-                let mut verdict = Ok(());
-                for nodes in believed {
-                    verdict = self.checks.released(
-                        &self.broker,
-                        self.settings,
-                        &nodes,
-                        task,
-                        &mut self.net.counters,
-                    );
-                    if verdict.is_ok() {
-                        break;
-                    }
-                }
-                verdict
-            }
+            Payload::Task(task) => self.released(task),
             Payload::TaskEvent(event) => {
                 self.checks.task_event(event, by, &mut self.net.counters);
                 let trouble = self.trouble_of(&event.node);
@@ -268,6 +251,34 @@ impl World {
             }
             Payload::Request(_) | Payload::NodeEvent(_) | Payload::Lease(_) => Ok(()),
         }
+    }
+
+    fn released(&mut self, task: &PullTask) -> Verdict {
+        if let Some(digest) = &task.digest
+            && !self.net.registry.has_had(&task.image, digest)
+        {
+            return Err(format!("{} was never {digest}", task.image));
+        }
+        // What was decided before a node came back smaller, or held, is released after it.
+        let believed = match self.leader() {
+            Some(leader) if leader.believed.is_empty() => vec![leader.nodes()],
+            Some(leader) => leader.believed.clone(),
+            None => vec![invariants::node_facts(&self.broker)],
+        };
+        let mut verdict = Ok(());
+        for nodes in believed {
+            verdict = self.checks.released(
+                &self.broker,
+                self.settings,
+                &nodes,
+                task,
+                &mut self.net.counters,
+            );
+            if verdict.is_ok() {
+                break;
+            }
+        }
+        verdict
     }
 
     /// Tells everybody who follows the events that there are some.
