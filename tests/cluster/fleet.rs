@@ -80,7 +80,7 @@ impl Fleet {
             "json",
         ])
         .env("PREWARM_NATS_URL", &self.urls_of_nodes)
-        .env("PREWARM_LOG", "info,prewarm=debug")
+        .env("PREWARM_LOG", "warn")
         .env("PREWARM_SIMULATED_LATENCY", latency)
         .spawn(&format!("the nodes {prefix}"))
     }
