@@ -67,6 +67,31 @@ async fn cluster() -> NatsCluster {
     }
 }
 
+/// Checks that the job is still under way, lets it go on as fast as it can, and that all of it comes through.
+async fn all_came_through(fleet: &Fleet, images: &[String], in_fleet: u32) {
+    let pulls = in_fleet * u32::try_from(images.len()).unwrap();
+    let so_far = fleet
+        .job("base", "to be there", |_| true)
+        .await
+        .status
+        .counts;
+    assert!(
+        so_far.succeeded < pulls,
+        "the job ended before the restarts did"
+    );
+    fleet
+        .submit("base", json!({"images": images, "parallelism": pulls}))
+        .await;
+    let record = fleet.ended("base").await;
+    assert_eq!(
+        record.status.outcome,
+        Some(Outcome::Succeeded),
+        "{record:?}"
+    );
+    assert_eq!(record.status.counts.succeeded, pulls, "{record:?}");
+    ended_once(&fleet.told("base").await, pulls as usize);
+}
+
 /// The first broker goes as its pod does, and in full all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_of_everything_loses_nothing() {
@@ -115,33 +140,7 @@ async fn a_rolling_restart_of_everything_loses_nothing() {
             cluster.in_sync().await;
         }
     }
-    let so_far = fleet
-        .job("base", "to be there", |_| true)
-        .await
-        .status
-        .counts;
-    assert!(
-        so_far.succeeded < in_fleet * IMAGES,
-        "the job ended before the restarts did"
-    );
-    fleet
-        .submit(
-            "base",
-            json!({"images": images, "parallelism": in_fleet * IMAGES}),
-        )
-        .await;
-    let record = fleet.ended("base").await;
-    assert_eq!(
-        record.status.outcome,
-        Some(Outcome::Succeeded),
-        "{record:?}"
-    );
-    assert_eq!(
-        record.status.counts.succeeded,
-        in_fleet * IMAGES,
-        "{record:?}"
-    );
-    ended_once(&fleet.told("base").await, (in_fleet * IMAGES) as usize);
+    all_came_through(&fleet, &images, in_fleet).await;
     for broker in &mut cluster.servers {
         used.add(broker);
     }
