@@ -113,6 +113,18 @@ async fn listen(login: ConnectOptions, url: &str) -> Arc<Mutex<String>> {
     said
 }
 
+/// What a role logs and serves.
+async fn served(name: &str, role: &Role, port: u16) -> Vec<(String, String)> {
+    let log = role.log();
+    assert!(log.contains("\"level\":\"TRACE\""), "{name} is not loud");
+    let mut places = vec![(format!("the log of the {name}"), log)];
+    for path in ["/metrics", "/readyz", "/healthz"] {
+        let text = get(port, path).await.unwrap();
+        places.push((format!("{path} of the {name}"), text));
+    }
+    places
+}
+
 /// A dispatcher, a worker in a pod and commands, by this login: everything that they say, and what may not be in it.
 async fn told(login: Login) -> (Vec<(String, String)>, Vec<String>) {
     let nats = NatsServer::start_with(NatsVersion::V2_15, &login.server).await;
@@ -164,18 +176,8 @@ async fn told(login: Login) -> (Vec<(String, String)>, Vec<String>) {
         assert_eq!(output.code, 0, "{args:?}: {output:?}");
         places.push((args.join(" "), output.stdout + &output.stderr));
     }
-    for (name, role, port) in [
-        ("dispatcher", &dispatcher, leads_at),
-        ("worker", &worker, works_at),
-    ] {
-        let log = Role::log(role);
-        assert!(log.contains("\"level\":\"TRACE\""), "{name} is not loud");
-        places.push((format!("the log of the {name}"), log));
-        for path in ["/metrics", "/readyz", "/healthz"] {
-            let text = get(port, path).await.unwrap();
-            places.push((format!("{path} of the {name}"), text));
-        }
-    }
+    places.extend(served("dispatcher", &dispatcher, leads_at).await);
+    places.extend(served("worker", &worker, works_at).await);
     let said = said.lock().unwrap().clone();
     assert!(said.contains("prewarm.task.node.base"), "{said}");
     places.push(("a message".to_owned(), said));
