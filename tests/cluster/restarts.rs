@@ -184,3 +184,35 @@ fn size(folder: &Path) -> u64 {
         })
         .sum()
 }
+
+/// Where workers have an account of their own, a broker does not see that a worker of another one has gone, and gives tasks
+/// to the requests it left open: each then waits for the ack wait, 30 s, and the next as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_that_was_killed_and_started_again_is_at_work_at_once_with_the_shipped_accounts() {
+    const NODES: u32 = 12;
+    const AT_WORK_WITHIN: Duration = Duration::from_secs(20);
+    let cluster = NatsCluster::shipped(NatsVersion::V2_15).await;
+    let fleet = Fleet::on(&cluster).await;
+    let _dispatcher = fleet.dispatcher("one");
+    let mut nodes = fleet.nodes("sim", NODES, "0");
+    fleet.present(NODES as usize).await;
+    fleet
+        .submit(
+            "before",
+            json!({"images": images(1), "parallelism": "100%"}),
+        )
+        .await;
+    fleet.ended("before").await;
+
+    nodes.kill9();
+    let began = Instant::now();
+    let _nodes = fleet.nodes("sim", NODES, "0");
+    fleet
+        .submit("after", json!({"images": images(1), "parallelism": "100%"}))
+        .await;
+    let record = fleet.ended("after").await;
+    let took = began.elapsed();
+    println!("{NODES} nodes were at work {took:?} after they were started again");
+    assert_eq!(record.status.counts.succeeded, NODES, "{record:?}");
+    assert!(took < AT_WORK_WITHIN, "{took:?}");
+}

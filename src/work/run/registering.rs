@@ -1,5 +1,6 @@
 //! Announcing the node to whoever dispatches.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,13 @@ pub(super) struct Registering {
     instance: String,
     standing: watch::Receiver<NodeStanding>,
     capacity: u32,
+    /// Whether this process has not registered yet, so that no request of its own is open.
+    ///
+    /// One of the process before may be, for up to two minutes. nats-server drops it when nobody listens to its answer any
+    /// more, but cannot see that when the worker has an account of its own and the consumer is on another server of a
+    /// cluster. Each task that is given to such a request waits for the ack wait (30 s) to pass; a consumer made anew has
+    /// no requests.
+    is_new: Arc<AtomicBool>,
     /// What the runtime said last.
     info: Arc<Mutex<RuntimeInfo>>,
     arrivals: mpsc::Sender<Arrived>,
@@ -46,6 +54,7 @@ impl Registering {
             instance,
             standing: settings.standing.clone(),
             capacity: settings.capacity,
+            is_new: Arc::new(AtomicBool::new(true)),
             info: Arc::new(Mutex::new(info)),
             arrivals,
         }
@@ -82,10 +91,12 @@ impl Registering {
     }
 
     async fn ask(&self, facts: NodeFacts, consumer_lost: bool) -> Result<ConsumerName, String> {
+        let in_cluster = self.bus.client.server_info().cluster.is_some();
+        let is_new = self.is_new.load(Ordering::Relaxed);
         let registration = Registration {
             instance: self.instance.clone(),
             facts,
-            consumer_lost,
+            consumer_lost: consumer_lost || (is_new && in_cluster),
         };
         let payload = serde_json::to_vec(&registration).map_err(|error| error.to_string())?;
         let request = async_nats::Request::new()
@@ -109,6 +120,7 @@ impl Registering {
         if reply.stream.is_empty() || reply.consumer.is_empty() {
             return Err("the answer names no consumer".to_owned());
         }
+        self.is_new.store(false, Ordering::Relaxed);
         Ok(ConsumerName {
             stream: reply.stream,
             consumer: reply.consumer,
