@@ -81,9 +81,7 @@ pub fn run(prefix: &SubjectPrefix, command: &AccountsCommand) -> Result<(), Fail
         }
         AccountsCommand::Revoke { dir, names } => {
             let folder = Folder::open(dir)?;
-            for name in &node_names(names)? {
-                folder.revoke(name)?;
-            }
+            folder.revoke(&node_names(names)?)?;
             folder.configure(&Subjects::new(prefix.clone()))?;
             print(&format!("{}\n", dir.join("accounts.conf").display()))
         }
@@ -91,11 +89,17 @@ pub fn run(prefix: &SubjectPrefix, command: &AccountsCommand) -> Result<(), Fail
 }
 
 fn node_names(names: &[String]) -> Result<Vec<NodeName>, Failure> {
-    let name = |name: &String| {
-        name.parse()
-            .map_err(|error| Failure::input(format!("{name:?} is no node's name: {error}")))
-    };
-    names.iter().map(name).collect()
+    let (mut good, mut problems) = (Vec::new(), Vec::new());
+    for name in names {
+        match name.parse::<NodeName>() {
+            Ok(name) => good.push(name),
+            Err(error) => problems.push(format!("no node's name: {error}")),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(good),
+        false => Err(Failure::input(problems.join("\n"))),
+    }
 }
 
 /// The folder with the keys: who has it may make users of everything.
@@ -280,24 +284,34 @@ impl<'a> Folder<'a> {
         self.write(file, &text)
     }
 
-    /// Notes that the credentials of a node that are in the folder, and all that were before for the same key, count no more.
-    fn revoke(&self, name: &NodeName) -> Result<(), Failure> {
-        let file = format!("nodes/{name}.creds");
-        let path = self.0.join(&file);
-        let seed = self.read(&file)?.and_then(|text| {
-            let seed = text.lines().find(|line| line.starts_with("SU"))?;
-            KeyPair::from_seed(seed).ok()
-        });
-        let key = seed.ok_or_else(|| {
-            let problem = format!("{} is not there, or has no key", path.display());
-            Failure::input(problem)
-                .advise("keep a node's credentials here for as long as they count")
-        })?;
+    /// Notes that the credentials of these nodes that are in the folder, and all that were before for the same keys, count
+    /// no more; of all of them, or of none.
+    fn revoke(&self, names: &[NodeName]) -> Result<(), Failure> {
         let mut revoked = self.read("revoked")?.unwrap_or_default();
-        // A text cannot fail to be written to.
-        let _ = writeln!(revoked, "{} {}", key.public_key(), seconds());
-        self.write("revoked", &revoked)
+        let mut problems = Vec::new();
+        for name in names {
+            let file = format!("nodes/{name}.creds");
+            match self.read(&file)?.as_deref().and_then(user_key) {
+                // A text cannot fail to be written to.
+                Some(key) => drop(writeln!(revoked, "{key} {}", seconds())),
+                None => {
+                    let path = self.0.join(&file);
+                    problems.push(format!("{} is not there, or has no key", path.display()));
+                }
+            }
+        }
+        if problems.is_empty() {
+            return self.write("revoked", &revoked);
+        }
+        Err(Failure::input(problems.join("\n"))
+            .advise("keep a node's credentials here for as long as they count"))
     }
+}
+
+/// The public key of whose credentials these are.
+fn user_key(credentials: &str) -> Option<String> {
+    let seed = credentials.lines().find(|line| line.starts_with("SU"))?;
+    Some(KeyPair::from_seed(seed).ok()?.public_key())
 }
 
 fn failed(path: &Path, error: &dyn std::fmt::Display) -> Failure {

@@ -289,3 +289,52 @@ async fn schemas_and_completions_need_no_broker() {
         );
     }
 }
+
+#[tokio::test]
+async fn accounts_name_every_node_that_cannot_be_and_then_do_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let accounts = async |verb: &str, names: &[&str]| {
+        let call = prewarm(["accounts", verb]).arg(dir.path().to_str().unwrap());
+        names
+            .iter()
+            .fold(call, |call, name| call.arg(name))
+            .run()
+            .await
+    };
+    let unmade = accounts("node", &["node-1"]).await;
+    assert_eq!(unmade.code, 2, "{unmade:?}");
+    assert!(
+        unmade
+            .stderr
+            .contains("make them with `prewarm accounts init`"),
+        "{unmade:?}"
+    );
+    assert_eq!(accounts("init", &[]).await.code, 0);
+    let bad = accounts("node", &["Bad Name", "node-1", "node_2"]).await;
+    assert_eq!(bad.code, 2, "{bad:?}");
+    for name in ["\"Bad Name\"", "\"node_2\""] {
+        assert!(
+            bad.stderr
+                .contains(&format!("no node's name: {name} is not")),
+            "{bad:?}"
+        );
+    }
+    assert_eq!(accounts("node", &["node-1"]).await.code, 0, "the first");
+    let conf = || std::fs::read_to_string(dir.path().join("accounts.conf")).unwrap();
+    let before = conf();
+    let ghosts = accounts("revoke", &["node-1", "ghost-1", "ghost-2"]).await;
+    assert_eq!(ghosts.code, 2, "{ghosts:?}");
+    for name in ["ghost-1", "ghost-2"] {
+        assert!(
+            ghosts
+                .stderr
+                .contains(&format!("{name}.creds is not there")),
+            "{ghosts:?}"
+        );
+    }
+    assert!(
+        !dir.path().join("revoked").exists(),
+        "node-1 alone was revoked"
+    );
+    assert_eq!(conf(), before);
+}

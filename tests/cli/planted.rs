@@ -2,17 +2,15 @@
 //! as they can. What else is a secret, and what is refused, tests/e2e/planted.rs looks for.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use futures::StreamExt as _;
 use serde_json::json;
 
 use super::login::{PUBLIC, SEED, certificates};
 use super::roles::get;
 use crate::support::kubernetes::KubernetesApi;
-use crate::support::nats::{NatsServer, NatsVersion, taken_in};
+use crate::support::nats::{NatsServer, NatsVersion, overheard};
 use crate::support::operator::{Good, Operator};
 use crate::support::parts;
 use crate::support::prewarm::{Prewarm, Role, prewarm};
@@ -95,24 +93,6 @@ fn client_certificate(folder: &Path) -> Login {
     }
 }
 
-/// Everything that anybody publishes, as text.
-async fn listen(login: ConnectOptions, url: &str) -> Arc<Mutex<String>> {
-    let client = login.connect(url).await.unwrap();
-    let mut all = client.subscribe(">").await.unwrap();
-    taken_in(&client).await;
-    let said = Arc::new(Mutex::new(String::new()));
-    let heard = Arc::clone(&said);
-    tokio::spawn(async move {
-        while let Some(message) = all.next().await {
-            let body = String::from_utf8_lossy(&message.payload);
-            let line = format!("{} {:?} {body}\n", message.subject, message.headers);
-            heard.lock().unwrap().push_str(&line);
-        }
-        drop(client);
-    });
-    said
-}
-
 /// What a role logs and serves.
 async fn served(name: &str, role: &Role, port: u16) -> Vec<(String, String)> {
     let log = role.log();
@@ -130,7 +110,7 @@ async fn told(login: Login) -> (Vec<(String, String)>, Vec<String>) {
     let nats = NatsServer::start_with(NatsVersion::V2_15, &login.server).await;
     let api = KubernetesApi::start("node", json!({"pool": "gpu"})).await;
     let url = format!("{}://127.0.0.1:{}", login.scheme, nats.port());
-    let said = listen(login.client, &url).await;
+    let said = overheard(login.client.connect(&url).await.unwrap()).await;
     let call = |args: &[&str]| -> Prewarm {
         let call = prewarm(args)
             .env("PREWARM_NATS_URL", &url)

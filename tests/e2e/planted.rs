@@ -4,9 +4,7 @@
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use futures::StreamExt as _;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -15,7 +13,7 @@ use super::talkative::{MARK, PASSWORD, Talkative, basic};
 use crate::support::collector::Collector;
 use crate::support::containerd::{Containerd, ContainerdVersion};
 use crate::support::images::{generated, http};
-use crate::support::nats::{NatsServer, NatsVersion, taken_in};
+use crate::support::nats::{NatsServer, NatsVersion, overheard};
 use crate::support::prewarm::{Prewarm, Role, prewarm};
 use crate::support::process::free_port;
 
@@ -174,28 +172,6 @@ impl Files {
     }
 }
 
-/// Everything that anybody publishes, as text.
-async fn listen(url: &str) -> Arc<Mutex<String>> {
-    let client = async_nats::ConnectOptions::new()
-        .user_and_password("prewarm".to_owned(), format!("{MARK}-nats-password"))
-        .connect(url)
-        .await
-        .unwrap();
-    let mut all = client.subscribe(">").await.unwrap();
-    taken_in(&client).await;
-    let said = Arc::new(Mutex::new(String::new()));
-    let heard = Arc::clone(&said);
-    tokio::spawn(async move {
-        while let Some(message) = all.next().await {
-            let body = String::from_utf8_lossy(&message.payload);
-            let line = format!("{} {:?} {body}\n", message.subject, message.headers);
-            heard.lock().unwrap().push_str(&line);
-        }
-        drop(client);
-    });
-    said
-}
-
 async fn get(port: u16, path: &str) -> String {
     let url = format!("http://127.0.0.1:{port}{path}");
     match http().get(url).send().await {
@@ -338,7 +314,12 @@ async fn no_secret_is_ever_told() {
         "nats://prewarm:{MARK}-nats-password@127.0.0.1:{}",
         nats.port()
     );
-    let said = listen(&nats.url()).await;
+    let ears = async_nats::ConnectOptions::new()
+        .user_and_password("prewarm".to_owned(), format!("{MARK}-nats-password"))
+        .connect(&nats.url())
+        .await
+        .unwrap();
+    let said = overheard(ears).await;
     let files = Files::write(&registry, &containerd);
     let call = |args: &[&str]| files.call(args, &broker, &containerd);
     let roles = Roles::start(&files, &broker, &containerd, &collector).await;

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -21,6 +23,23 @@ const PORT_ATTEMPTS: usize = 5;
 const LAME_DUCK_LIMIT: Duration = Duration::from_secs(90);
 /// What a server has for its configuration unless a test brings all of it. A text names its port and store in this way.
 const PLAIN: &str = "listen: \"127.0.0.1:@PORT@\"\njetstream { store_dir: \"@STORE@\" }\n";
+
+/// Everything that anybody publishes from now on where this client may listen, as text.
+pub async fn overheard(client: async_nats::Client) -> Arc<Mutex<String>> {
+    let mut all = client.subscribe(">").await.unwrap();
+    taken_in(&client).await;
+    let said = Arc::new(Mutex::new(String::new()));
+    let heard = Arc::clone(&said);
+    tokio::spawn(async move {
+        while let Some(message) = all.next().await {
+            let body = String::from_utf8_lossy(&message.payload);
+            let line = format!("{} {:?} {body}\n", message.subject, message.headers);
+            heard.lock().unwrap().push_str(&line);
+        }
+        drop(client);
+    });
+    said
+}
 
 /// The oldest and the newest generation that is supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -92,7 +92,10 @@ impl<'a> Sources<'a> {
             }
             // Without links on the way, one look is enough.
             let at = match tree.open_plain(path) {
-                Ok(_) => path.to_vec(),
+                Ok(_) => {
+                    let path = path.to_vec();
+                    return Ok(Some(Source { lower, path }));
+                }
                 Err(Errno::NOENT) => {
                     self.remember((path, lower));
                     continue;

@@ -156,7 +156,8 @@ fn completion_policy(mut fields: Fields<'_>, problems: &mut Vec<Problem>) -> Com
     CompletionPolicy {
         kind,
         active_deadline_seconds: deadline
-            .map(|deadline| u32::try_from(deadline.max(1)).unwrap_or(u32::MAX)),
+            .filter(|deadline| *deadline >= 1)
+            .map(|deadline| u32::try_from(deadline).unwrap_or(u32::MAX)),
         ttl_seconds_after_finished: ttl.map(|ttl| u32::try_from(ttl).unwrap_or(0)),
         repeat_seconds: None,
     }

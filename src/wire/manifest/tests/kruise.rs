@@ -290,5 +290,7 @@ fn what_kruise_takes_and_cannot_mean_is_refused_with_a_reason() {
         );
         let spec = format!("image: a, pullPolicy: {{timeoutSeconds: -9}}, {policy}");
         assert_eq!(one("ImagePullJob", &spec), over);
+        // Nor is it compared with the default of a timeout that nobody wrote.
+        assert_eq!(one("ImagePullJob", &format!("image: a, {policy}")), over);
     }
 }
