@@ -65,7 +65,11 @@ pub enum Input {
     /// The consumer is gone, or its server is; every open request for tasks is dead.
     ConsumerLost,
     /// The connection to the broker was lost and is there again; every open request for tasks is dead.
-    Reconnected,
+    Reconnected {
+        /// The broker is several servers. The one that was lost may live, and hold on to the requests that it had from us: when
+        /// the worker has an account of its own, those that lead consumers do not see that nobody listens there any more.
+        in_cluster: bool,
+    },
     /// The node's labels changed, or whether it takes new pulls: the dispatcher has to hear of it.
     StandingChanged,
     /// SIGTERM: take nothing more, finish or put back what is in hand.

@@ -19,12 +19,16 @@ const STEADY_AFTER: Duration = Duration::from_secs(30);
 /// Workers that have a reason to register together, such as a lost connection, do so within this
 /// time, not at one instant.
 const SPREAD: Duration = Duration::from_millis(500);
+/// The same when each of them needs its consumer made anew, which costs the broker more: of ten thousand that lose one
+/// connection or server, two thousand a second ask for it. Until then they work with the consumer that they have.
+pub const RENEW_SPREAD: Duration = Duration::from_secs(5);
 
 /// Where the worker stands with the dispatcher.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Registration {
     consumer: Option<ConsumerName>,
-    /// The consumer was found gone, and nobody who can make a new one has heard of it.
+    /// The consumer was found gone, or holds requests of ours that nobody listens to any more, and nobody who can make a new
+    /// one has heard of it.
     lost: bool,
     /// A request is open, and said this of `lost`.
     asked: Option<bool>,
@@ -123,8 +127,17 @@ impl Registration {
         self.due = now.after(jitter.around(delay));
     }
 
-    pub(super) fn reconnected(&mut self, now: Timestamp, jitter: &mut Jitter) {
-        self.due = self.due.min(now.after(jitter.up_to(SPREAD)));
+    /// The connection is another one; if it left requests behind, the consumer is to be made anew.
+    pub(super) fn reconnected(&mut self, now: Timestamp, left_requests: bool, jitter: &mut Jitter) {
+        let renews = left_requests && self.consumer.is_some();
+        self.lost |= renews;
+        let spread = if renews { RENEW_SPREAD } else { SPREAD };
+        self.due = self.due.min(now.after(jitter.up_to(spread)));
+    }
+
+    /// Whether the open request is for a consumer in the place of one that is still used.
+    pub(super) fn renews(&self) -> bool {
+        self.asked == Some(true) && self.consumer.is_some()
     }
 
     /// What was said last is no longer so.

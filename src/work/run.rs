@@ -311,7 +311,8 @@ impl Shell {
             .load(Ordering::Relaxed);
         if connects != std::mem::replace(&mut self.connects, connects) {
             self.fetching.reset();
-            self.step(Input::Reconnected);
+            let in_cluster = self.bus.client.server_info().cluster.is_some();
+            self.step(Input::Reconnected { in_cluster });
         }
     }
 

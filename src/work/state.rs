@@ -182,7 +182,7 @@ impl WorkerState {
             }
             Input::PinsFound(pins) => self.pins.found(pins),
             Input::Unpinned => self.pins.taken_back(),
-            Input::Registered(consumer) => self.registered(now, consumer),
+            Input::Registered(consumer) => self.registered(now, consumer, effects),
             Input::NotRegistered => self.registration.refused(now, &mut self.jitter),
             Input::FetchEnded { undelivered, end } => {
                 self.outstanding = self.outstanding.saturating_sub(undelivered);
@@ -194,9 +194,10 @@ impl WorkerState {
                 self.outstanding = 0;
                 self.registration.consumer_lost(now, &mut self.jitter);
             }
-            Input::Reconnected => {
+            Input::Reconnected { in_cluster } => {
+                let left = in_cluster && self.outstanding > 0;
                 self.outstanding = 0;
-                self.registration.reconnected(now, &mut self.jitter);
+                self.registration.reconnected(now, left, &mut self.jitter);
                 self.hasten_stores(now);
             }
             Input::StandingChanged => {
@@ -268,12 +269,17 @@ impl WorkerState {
         self.handles
     }
 
-    fn registered(&mut self, now: Timestamp, consumer: ConsumerName) {
-        let moved = self.registration.consumer() != Some(&consumer);
+    fn registered(&mut self, now: Timestamp, consumer: ConsumerName, effects: &mut Vec<Effect>) {
+        let renewed = self.registration.renews();
+        let moved = renewed || self.registration.consumer() != Some(&consumer);
         if self
             .registration
             .registered(now, consumer, &mut self.jitter)
         {
+            if renewed {
+                // They ended with the consumer before; that it was deleted is not to count as a loss.
+                effects.push(Effect::StopFetching);
+            }
             if moved {
                 self.outstanding = 0;
             }

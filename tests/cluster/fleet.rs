@@ -27,6 +27,8 @@ pub(crate) struct Fleet {
     urls: String,
     urls_of_nodes: String,
     replicas: usize,
+    /// Of the nodes of one prefix.
+    connections: &'static str,
     /// How long a job or a fleet may take.
     pub(crate) limit: Duration,
 }
@@ -41,6 +43,7 @@ impl Fleet {
             urls_of_nodes: urls.clone(),
             urls,
             replicas,
+            connections: "8",
             limit: LIMIT,
         }
     }
@@ -51,6 +54,13 @@ impl Fleet {
             urls_of_nodes: cluster.urls_of_nodes(),
             ..Self::new(cluster.client().await, cluster.urls(), SERVERS)
         }
+    }
+
+    /// With nodes that reach the servers at these addresses, all by one connection.
+    pub(crate) fn through(mut self, urls: Vec<String>) -> Self {
+        self.urls_of_nodes = urls.join(",");
+        self.connections = "1";
+        self
     }
 
     pub(crate) fn dispatcher(&self, name: &str) -> Role {
@@ -76,6 +86,8 @@ impl Fleet {
             &nodes,
             "--node-prefix",
             prefix,
+            "--connections",
+            self.connections,
             "-o",
             "json",
         ])

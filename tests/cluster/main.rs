@@ -15,7 +15,9 @@
 mod support;
 
 mod fleet;
+mod line;
 mod quorum;
+mod reconnects;
 mod restarts;
 mod server_loss;
 mod takeover;

@@ -44,7 +44,7 @@ enum Step {
         refused: bool,
     },
     ConsumerLost,
-    Reconnected,
+    Reconnected(bool),
     StandingChanged,
     Stop,
     Restart,
@@ -71,7 +71,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<u8>(), any::<bool>())
             .prop_map(|(undelivered, refused)| Step::FetchEnds { undelivered, refused }),
         1 => Just(Step::ConsumerLost),
-        1 => Just(Step::Reconnected),
+        1 => any::<bool>().prop_map(Step::Reconnected),
         1 => Just(Step::StandingChanged),
         1 => proptest::bool::weighted(0.1).prop_map(|stop| if stop { Step::Stop } else { Step::Wait(0) }),
         1 => Just(Step::Restart),
@@ -207,7 +207,7 @@ impl World {
                 },
             },
             Step::ConsumerLost => Input::ConsumerLost,
-            Step::Reconnected => Input::Reconnected,
+            Step::Reconnected(in_cluster) => Input::Reconnected { in_cluster },
             Step::StandingChanged => Input::StandingChanged,
             Step::Stop => Input::Stop,
             Step::Wait(millis) => {

@@ -196,12 +196,15 @@ fn a_broker_that_is_back_is_told_at_once() {
         worker.wait_for(DeadlineReason::StoreAgain);
     }
     worker.input(Input::NotStored(event.store));
-    assert_eq!(told(&worker.input(Input::Reconnected)), event);
+    assert_eq!(
+        told(&worker.input(Input::Reconnected { in_cluster: false })),
+        event
+    );
 
     let inherited = next.state.kept[0].clone();
     next.input(Input::NotStored(StoreHandle(1)));
     assert!(inherited != next.state.kept[0]);
-    told(&next.input(Input::Reconnected));
+    told(&next.input(Input::Reconnected { in_cluster: false }));
 }
 
 #[test]

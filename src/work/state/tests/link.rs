@@ -125,7 +125,7 @@ fn a_registered_worker_announces_itself_from_time_to_time_and_after_a_reconnect(
     assert!(worker.now.since(before) >= REGISTER_EVERY * 9 / 10);
     worker.input(Input::Registered(consumer()));
 
-    let effects = worker.input(Input::Reconnected);
+    let effects = worker.input(Input::Reconnected { in_cluster: false });
     assert_eq!(fetched(&effects), 1, "requests from before are dead");
     let before = worker.now;
     assert!(
@@ -134,6 +134,79 @@ fn a_registered_worker_announces_itself_from_time_to_time_and_after_a_reconnect(
             .contains(&register)
     );
     assert!(worker.now.since(before) <= Duration::from_secs(1));
+}
+
+#[test]
+fn a_worker_that_left_requests_behind_in_a_cluster_has_its_consumer_made_anew_and_works_on_meanwhile()
+ {
+    let mut worker = Worker::new(2);
+    let before = worker.now;
+    let effects = worker.input(Input::Reconnected { in_cluster: true });
+    assert_eq!(fetched(&effects), 2, "the consumer of before may still do");
+    let renew = Effect::Register {
+        consumer_lost: true,
+    };
+    assert!(worker.wait_for(DeadlineReason::Register).contains(&renew));
+    assert!(worker.now.since(before) <= RENEW_SPREAD);
+    let (_, pull) = worker.start(&task("a", "nginx"));
+    let fetch = Effect::Fetch {
+        consumer: consumer(),
+        batch: 1,
+    };
+    assert_eq!(
+        worker.input(Input::Registered(consumer())),
+        [Effect::StopFetching, fetch],
+        "what was asked of the consumer before ended with it"
+    );
+    let (again, _) = worker.deliver(&task("a", "nginx"), 1);
+    let event = told(&worker.succeed(pull));
+    assert_eq!(
+        worker.input(Input::Stored(event.store))[0],
+        Effect::Ack(again)
+    );
+    worker.wait_for(DeadlineReason::Register);
+    assert!(worker.now.since(before) >= REGISTER_EVERY * 9 / 10);
+}
+
+#[test]
+fn the_end_of_a_consumer_that_is_made_anew_is_no_second_loss() {
+    let mut worker = Worker::new(1);
+    worker.input(Input::Reconnected { in_cluster: true });
+    worker.wait_for(DeadlineReason::Register);
+    assert_eq!(worker.input(Input::ConsumerLost), [], "a request is open");
+    let effects = worker.input(Input::Registered(consumer()));
+    assert_eq!(fetched(&effects), 1, "{effects:?}");
+    assert_eq!(effects.len(), 1, "{effects:?}");
+}
+
+#[test]
+fn a_worker_that_left_no_request_behind_keeps_its_consumer() {
+    let mut worker = Worker::new(1);
+    worker.start(&task("a", "nginx"));
+    worker.input(Input::Reconnected { in_cluster: true });
+    let register = Effect::Register {
+        consumer_lost: false,
+    };
+    assert!(
+        worker
+            .wait_for(DeadlineReason::Register)
+            .contains(&register)
+    );
+}
+
+#[test]
+fn a_fleet_that_reconnects_spreads_over_the_time_it_has() {
+    let register_at = |seed| {
+        let mut worker = Worker::seeded(1, seed);
+        let before = worker.now;
+        worker.input(Input::Reconnected { in_cluster: true });
+        worker.wait_for(DeadlineReason::Register);
+        worker.now.since(before)
+    };
+    let mut at: Vec<Duration> = (0..100).map(register_at).collect();
+    at.sort_unstable();
+    let half = RENEW_SPREAD / 2;
+    assert!(at[25] < half && half < at[75], "{at:?}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::domain::job::{ImagePullPolicy, PullPolicy};
 use crate::wire::event::{PullResult, PullState};
 use crate::wire::task::{PullTask, Run};
 use crate::work::hand::pull_id;
-use crate::work::registration::{MAX_REGISTER_DELAY, REGISTER_EVERY};
+use crate::work::registration::{MAX_REGISTER_DELAY, REGISTER_EVERY, RENEW_SPREAD};
 use std::sync::Arc;
 
 pub(super) fn consumer() -> ConsumerName {
@@ -82,9 +82,13 @@ struct Worker {
 impl Worker {
     /// Registered, with its first request for tasks open.
     fn new(capacity: u32) -> Self {
+        Self::seeded(capacity, 1)
+    }
+
+    fn seeded(capacity: u32, seed: u64) -> Self {
         let now = Timestamp::from_millis(1_790_000_000_000);
         let mut worker = Self {
-            state: WorkerState::new(settings(capacity), 1, now),
+            state: WorkerState::new(settings(capacity), seed, now),
             now,
             tokens: 0,
         };
