@@ -205,8 +205,11 @@ fn table(report: &Report) -> String {
     };
     text.push_str(&text::columns(&[
         heading.map(str::to_owned).to_vec(),
-        times("stored to delivered", report.delivery_millis),
-        times("started to ended", report.execution_millis),
+        times("first of a run to release", report.release_millis),
+        times("release to delivery", report.delivery_millis),
+        times("release to start", report.start_millis),
+        times("release to end", report.completion_millis),
+        times("start to end", report.execution_millis),
     ]));
     text
 }
@@ -245,6 +248,9 @@ mod tests {
             "nodes joined             12",
             "succeeded          34",
             "P99",
+            "first of a run to release",
+            "release to start",
+            "release to end",
         ] {
             assert!(text.contains(part), "{text}");
         }

@@ -3,6 +3,8 @@
 //! What happens to an image on a node is a function of the seed, the node, the image and the attempt,
 //! so that a run can be repeated.
 
+mod latency;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -15,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 
+pub use self::latency::{Latency, LatencyError};
 use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo, phase};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef, Platform};
@@ -53,7 +56,7 @@ impl Default for SimulatedConfig {
         Self {
             node: String::new(),
             seed: 1,
-            latency: Latency {
+            latency: Latency::Even {
                 least: Duration::from_millis(500),
                 most: Duration::from_secs(2),
             },
@@ -61,59 +64,6 @@ impl Default for SimulatedConfig {
             image_bytes: 100 << 20,
         }
     }
-}
-
-/// How long a pull takes: between two durations, evenly. Zero is allowed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Latency {
-    least: Duration,
-    most: Duration,
-}
-
-/// A text that is not a range of durations.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error(
-    "{0:?} is no latency: write a duration such as 250ms, or two such as 100ms..2s, the shorter first (units: ms, s, m)"
-)]
-pub struct LatencyError(String);
-
-impl FromStr for Latency {
-    type Err = LatencyError;
-
-    fn from_str(text: &str) -> Result<Self, LatencyError> {
-        let error = || LatencyError(text.to_owned());
-        let (least, most) = text.split_once("..").unwrap_or((text, text));
-        let least = duration(least).ok_or_else(error)?;
-        let most = duration(most).ok_or_else(error)?;
-        if least > most {
-            return Err(error());
-        }
-        Ok(Self { least, most })
-    }
-}
-
-impl fmt::Display for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}ms..{}ms",
-            self.least.as_millis(),
-            self.most.as_millis()
-        )
-    }
-}
-
-fn duration(text: &str) -> Option<Duration> {
-    let text = text.trim();
-    let (number, millis) = match text {
-        "0" => ("0", 1.0),
-        _ if text.ends_with("ms") => (&text[..text.len() - 2], 1.0),
-        _ if text.ends_with('s') => (&text[..text.len() - 1], 1e3),
-        _ if text.ends_with('m') => (&text[..text.len() - 1], 6e4),
-        _ => return None,
-    };
-    let number: f64 = number.parse().ok()?;
-    Duration::try_from_secs_f64(number * millis / 1e3).ok()
 }
 
 /// The share of attempts that fail, from 0 to 1.
@@ -351,7 +301,7 @@ impl Simulated {
         let bytes = rng("", 0)
             .random_range(config.image_bytes - spread..=config.image_bytes.saturating_add(spread));
         let mut rng = rng(&config.node, attempt);
-        let latency = rng.random_range(config.latency.least..=config.latency.most);
+        let latency = config.latency.draw(&mut rng);
         let failure = rng
             .random_bool(config.failure_rate.0)
             .then(|| simulated_failure(rng.random_range(0..100)));

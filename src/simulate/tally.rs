@@ -10,7 +10,13 @@ use super::figures::{Histogram, Percentiles};
 use crate::domain::image::ImageRef;
 use crate::domain::name::JobName;
 use crate::wire::event::{PullState, TaskEvent};
+use crate::wire::task::{PullTask, Run};
 use crate::work::run::{Observer, Seen};
+
+/// Most runs whose first release is remembered; the oldest gives way.
+const MAX_RUNS: usize = 4_096;
+/// Most tasks of one node that are remembered; it has at most 64 slots.
+const MAX_IN_HAND: usize = 256;
 
 /// Adds up what workers see.
 #[derive(Debug)]
@@ -22,7 +28,11 @@ pub struct Tally {
 #[derive(Clone, Debug, Default)]
 struct Sums {
     report: Report,
+    runs: Runs,
+    release: Histogram,
     delivery: Histogram,
+    start: Histogram,
+    completion: Histogram,
     execution: Histogram,
     first_task: Option<Instant>,
     last_word: Option<Instant>,
@@ -60,9 +70,16 @@ pub struct Report {
     pub busy_seconds: f64,
     /// Pulls ended a second, in that time.
     pub ended_per_second: f64,
-    /// Milliseconds from the moment the broker stored a task to its first delivery; by two clocks, if
-    /// the broker is on another machine.
+    /// Milliseconds from the release of a run's first task to that of each of its tasks: the moments at which the broker
+    /// stored them.
+    pub release_millis: Percentiles,
+    /// Milliseconds from a task's release to its first delivery; by two clocks, if the broker is on another machine. So
+    /// are the next two.
     pub delivery_millis: Percentiles,
+    /// Milliseconds from a task's release to the begin of its first attempt.
+    pub start_millis: Percentiles,
+    /// Milliseconds from a task's release to the last word on its pull, retries included.
+    pub completion_millis: Percentiles,
     /// Milliseconds from the begin of an attempt to its end.
     pub execution_millis: Percentiles,
 }
@@ -101,7 +118,10 @@ impl Tally {
             // Counts of pulls are far below 2^52.
             report.ended_per_second = report.ended() as f64 / busy.as_secs_f64();
         }
+        report.release_millis = sums.release.percentiles();
         report.delivery_millis = sums.delivery.percentiles();
+        report.start_millis = sums.start.percentiles();
+        report.completion_millis = sums.completion.percentiles();
         report.execution_millis = sums.execution.percentiles();
         report
     }
@@ -118,7 +138,7 @@ impl Tally {
     pub(super) fn observer(this: &Arc<Self>) -> Arc<dyn Observer> {
         Arc::new(Listener {
             tally: Arc::clone(this),
-            running: Mutex::default(),
+            in_hand: Mutex::default(),
         })
     }
 
@@ -127,10 +147,38 @@ impl Tally {
     }
 }
 
+/// When the first task of each run was released.
+#[derive(Clone, Debug, Default)]
+struct Runs(HashMap<(JobName, Run), SystemTime>);
+
+impl Runs {
+    /// How long after the first task of its run that was seen one was released.
+    fn released(&mut self, task: &PullTask, at: SystemTime) -> Duration {
+        let run = (task.job.clone(), task.run.clone());
+        if self.0.len() >= MAX_RUNS && !self.0.contains_key(&run) {
+            let oldest = self.0.iter().min_by_key(|(_, first)| **first);
+            if let Some(oldest) = oldest.map(|(run, _)| run.clone()) {
+                self.0.remove(&oldest);
+            }
+        }
+        let first = self.0.entry(run).or_insert(at);
+        *first = at.min(*first);
+        at.duration_since(*first).unwrap_or_default()
+    }
+}
+
+/// A task that a node has.
+#[derive(Debug)]
+struct InHand {
+    released: Option<SystemTime>,
+    has_started: bool,
+    /// When the attempt that runs began.
+    began: Option<Instant>,
+}
+
 struct Listener {
     tally: Arc<Tally>,
-    /// When the attempts that run began; as many as the node has slots.
-    running: Mutex<HashMap<(JobName, ImageRef), Instant>>,
+    in_hand: Mutex<HashMap<(JobName, ImageRef), InHand>>,
 }
 
 impl Observer for Listener {
@@ -138,10 +186,10 @@ impl Observer for Listener {
         match seen {
             Seen::Registered => self.tally.sums().report.registrations += 1,
             Seen::Delivered {
+                task,
                 deliveries,
                 stored_at,
-                ..
-            } => self.delivered(deliveries, stored_at),
+            } => self.delivered(task, deliveries, stored_at),
             Seen::Told(event) => self.told(event),
             Seen::Began { .. }
             | Seen::NotRegistered(_)
@@ -153,26 +201,50 @@ impl Observer for Listener {
 }
 
 impl Listener {
-    fn delivered(&self, deliveries: u32, stored_at: Option<SystemTime>) {
-        let since = stored_at.map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
+    fn delivered(&self, task: Option<&PullTask>, deliveries: u32, stored_at: Option<SystemTime>) {
+        if let Some(task) = task {
+            self.take(task, stored_at);
+        }
         let mut sums = self.tally.sums();
         sums.report.received += 1;
         sums.first_task.get_or_insert_with(Instant::now);
         if deliveries > 1 {
             sums.report.redelivered += 1;
-        } else if let Some(since) = since {
-            sums.delivery.add(since);
+        } else if let Some(at) = stored_at {
+            sums.delivery.add(since(at));
+            if let Some(task) = task {
+                let after = sums.runs.released(task, at);
+                sums.release.add(after);
+            }
         }
+    }
+
+    fn take(&self, task: &PullTask, released: Option<SystemTime>) {
+        let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        let pull = (task.job.clone(), task.image.clone());
+        if in_hand
+            .get(&pull)
+            .is_some_and(|had| had.released == released)
+        {
+            // Delivered again.
+            return;
+        }
+        if in_hand.len() >= MAX_IN_HAND {
+            // Those that were taken back have no last word.
+            in_hand.clear();
+        }
+        let taken = InHand {
+            released,
+            has_started: false,
+            began: None,
+        };
+        in_hand.insert(pull, taken);
     }
 
     fn told(&self, event: &TaskEvent) {
         let pull = (event.job.clone(), event.image.clone());
         let now = Instant::now();
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let began = match event.state {
-            PullState::Started => running.insert(pull, now).and(None),
-            PullState::Retrying | PullState::Succeeded | PullState::Failed => running.remove(&pull),
-        };
+        let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sums = self.tally.sums();
         let report = &mut sums.report;
         match event.state {
@@ -189,8 +261,29 @@ impl Listener {
         if event.state != PullState::Started {
             sums.last_word = Some(now);
         }
-        if let Some(began) = began {
+        let Some(held) = in_hand.get_mut(&pull) else {
+            return;
+        };
+        if event.state == PullState::Started {
+            held.began = Some(now);
+            let is_first = !std::mem::replace(&mut held.has_started, true);
+            if let Some(at) = held.released.filter(|_| is_first) {
+                sums.start.add(since(at));
+            }
+            return;
+        }
+        if let Some(began) = held.began.take() {
             sums.execution.add(now.saturating_duration_since(began));
         }
+        if event.state.is_terminal() {
+            if let Some(at) = held.released {
+                sums.completion.add(since(at));
+            }
+            in_hand.remove(&pull);
+        }
     }
+}
+
+fn since(at: SystemTime) -> Duration {
+    SystemTime::now().duration_since(at).unwrap_or_default()
 }

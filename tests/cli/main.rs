@@ -24,5 +24,6 @@ mod readme;
 mod roles;
 mod rules;
 mod secured;
+mod simulate;
 mod submit;
 mod up;

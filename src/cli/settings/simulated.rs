@@ -8,7 +8,7 @@ use crate::image::size::ByteSize;
 #[derive(clap::Args, Clone)]
 #[command(next_help_heading = "Simulated runtime")]
 pub struct SimulatedArgs {
-    /// How long a pull takes: 250ms, or 100ms..2s
+    /// How long a pull takes: 250ms, 100ms..2s evenly, or p50=2s,p99=30s with a long tail
     #[arg(
         long,
         env = "PREWARM_SIMULATED_LATENCY",
