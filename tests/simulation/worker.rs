@@ -575,7 +575,7 @@ impl WorkerProcess {
     pub fn reconnected(&mut self, net: &mut Net) -> Step {
         self.reset_fetches(net);
         // The model's broker is one server, where requests from before do no harm; a cluster's way has to do for it, too.
-        let in_cluster = net.now % 2 == 0;
+        let in_cluster = net.now.is_multiple_of(2);
         self.step(net, Input::Reconnected { in_cluster })
     }
 
