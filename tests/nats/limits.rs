@@ -530,3 +530,66 @@ async fn a_full_disk_under_the_broker_is_told_and_outlived(version: NatsVersion)
     let output = cell.cli(after).run().await;
     assert_eq!(output.code, 0, "{output:?}\n{}", dispatcher.log());
 }
+
+on_every_generation!(an_account_at_its_storage_limit_is_told_and_outlived);
+
+/// What all streams together may have is used up by any of them.
+async fn an_account_at_its_storage_limit_is_told_and_outlived(version: NatsVersion) {
+    let account = |mebibytes: u32| {
+        format!(
+            "accounts {{ CORE {{ jetstream: {{ max_disk: {mebibytes}MB }}, users: [{{user: core, password: core}}] }} }}\n\
+             no_auth_user: core"
+        )
+    };
+    let server = NatsServer::start_with(version, &account(4)).await;
+    let mut cell = Cell::on(server).await;
+    let mut dispatcher = cell.dispatcher_process();
+    dispatcher.logs("leading", LIMIT).await;
+    let mut worker = cell
+        .cli([
+            "worker",
+            "--metrics-listen",
+            "off",
+            "--runtime",
+            "simulated",
+            "--simulated-latency",
+            "10s",
+        ])
+        .env("PREWARM_NODE", "blue")
+        .spawn("the worker");
+    cell.knows_blue().await;
+    cell.submit("before", json!({"images": ["r.invalid/a"]}))
+        .await;
+    worker.logs("pull started", LIMIT).await;
+    // The smaller ones take what the larger ones left.
+    for size in [100_000, 1_000, 1] {
+        let mut stored = 0;
+        let filler = Bytes::from(vec![b'x'; size]);
+        let publish = async || {
+            let subject = "prewarm.event.filler";
+            let sent = cell.bus.jetstream.publish(subject, filler.clone()).await;
+            sent.unwrap().await
+        };
+        while publish().await.is_ok() {
+            stored += 1;
+            assert!(stored < 5_000, "the account takes everything");
+        }
+    }
+
+    worker.logs("the broker did not keep an event", LIMIT).await;
+    let output = cell.apply(&large("during", 100_000)).await;
+    assert_eq!(output.code, 3, "{output:?}");
+    for words in [
+        "did not take the request into PREWARM_JOBS",
+        "resource limits exceeded for account",
+        "a limit of the stream or of the account",
+    ] {
+        assert!(output.stderr.contains(words), "{words}: {output:?}");
+    }
+
+    cell.server.reload(&account(100));
+    cell.succeeds("before", 1, LIMIT * 2).await;
+    let args = ["run", "r.invalid/a", "--name", "after", "--wait"];
+    let output = cell.cli(args).arg("--timeout=60s").run().await;
+    assert_eq!(output.code, 0, "{output:?}\n{}", dispatcher.log());
+}
