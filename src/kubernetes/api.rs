@@ -1,218 +1,144 @@
-//! The two requests to the Kubernetes API that a worker makes: list and watch of one node.
+//! The two requests to the Kubernetes API that a worker makes, list and watch of one node, by the crate `kube`.
 //!
-//! Token and authority are read for each request, because kubelet renews both.
+//! It reads token and authority again when kubelet has renewed them. Nodes are read as far as `standing` needs them,
+//! so that neither its values nor the program carry all that a Node may be.
 
 use std::error::Error;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use reqwest::{RequestBuilder, Response, Url};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use http_body_util::{LengthLimitError, Limited};
+use hyper::body::{Body as HttpBody, Bytes};
+use hyper::header::{HeaderValue, USER_AGENT};
+use hyper::{Request, Response};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::TokioExecutor;
+use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::client::{Body, Client, ConfigExt as _};
+use kube::core::{Request as Paths, Status};
+use kube::{Config, Error as KubeError};
+use tower::util::MapResponseLayer;
+use tower::{BoxError, Service, ServiceBuilder};
 
-use super::pod::SERVICE_ACCOUNT;
-use super::standing::{Metadata, Node};
+use super::standing::Node;
 use crate::domain::name::NodeName;
 
-/// How long a connection to the API may take to be made.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the API may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// How long the API is asked to let a watch go on, in seconds.
-const WATCH_SECONDS: u64 = 290;
+const WATCH_SECONDS: u32 = 290;
 /// How long a watch may say nothing: the API would have ended it.
-const SILENCE_LIMIT: Duration = Duration::from_secs(WATCH_SECONDS + 10);
-/// Largest answer or event, in bytes; etcd keeps no object above 1.5 MiB.
-const MAX_BYTES: usize = 4 << 20;
-/// Where kubelet says that the API is.
-const HOST: &str = "KUBERNETES_SERVICE_HOST";
-const PORT: &str = "KUBERNETES_SERVICE_PORT";
+const SILENCE_LIMIT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
+/// Largest answer, in bytes, all that one watch tells included; etcd keeps no object above 1.5 MiB.
+const MAX_BYTES: usize = 16 << 20;
+/// Where the API has nodes.
+const NODES: &str = "/api/v1/nodes";
+const USER: &str = concat!("prewarm/", env!("CARGO_PKG_VERSION"));
 
-/// The answer to a list.
-#[derive(Debug, Deserialize)]
-pub(super) struct NodeList {
-    pub(super) metadata: Metadata,
-    pub(super) items: Vec<Node>,
-}
-
-/// One line of a watch.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", content = "object", rename_all = "UPPERCASE")]
-pub(super) enum Change {
-    Added(Node),
-    Modified(Node),
-    Deleted(Node),
-    /// Nothing happened, and the version moved on.
-    Bookmark(Marked),
-    Error(Status),
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Marked {
-    pub(super) metadata: Metadata,
-}
-
-/// What the API says of a request that it does not serve.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Status {
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    code: u16,
-}
+/// What a watch tells.
+pub(super) type Change = WatchEvent<Node>;
 
 /// Where the node is asked for.
 pub(super) struct Api {
-    nodes: Url,
+    client: Client,
     selector: String,
 }
 
 impl Api {
-    /// As the environment of a pod says.
-    pub(super) fn of_pod(node: &NodeName) -> Result<Self, String> {
-        let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
-        let host = variable(HOST)?;
-        let host = match host.contains(':') {
-            true => format!("[{host}]"),
-            false => host,
-        };
-        let url = format!("https://{host}:{}/api/v1/nodes", variable(PORT)?);
-        let nodes = Url::parse(&url).map_err(|error| format!("{HOST} and {PORT}: {error}"))?;
+    /// As environment and files of a pod say.
+    pub(super) fn of_pod(node: &NodeName) -> Result<Self, Trouble> {
+        let mut config = Config::incluster().map_err(|error| Trouble::files(&error))?;
+        config
+            .headers
+            .push((USER_AGENT, HeaderValue::from_static(USER)));
+        let client = connected(&config).map_err(|error| Trouble::files(&error))?;
+        Ok(Self::of(client, node))
+    }
+
+    fn of(client: Client, node: &NodeName) -> Self {
         // The API keeps an index for watches of one name.
         let selector = format!("metadata.name={node}");
-        Ok(Self { nodes, selector })
+        Self { client, selector }
     }
 
     /// The node, if there is one. Any version that the API has will do.
-    pub(super) async fn list(&self) -> Result<NodeList, Trouble> {
+    pub(super) async fn list(&self) -> Result<(Option<Node>, String), Trouble> {
+        let wanted = ListParams::default().fields(&self.selector).match_any();
         let answer = async {
-            let response = self.ask(&[("resourceVersion", "0")]).await?;
-            let mut body = BytesMut::new();
-            let mut pieces = response.bytes_stream();
-            while let Some(piece) = pieces.next().await {
-                body.extend_from_slice(&piece.map_err(|error| Trouble::away(&error))?);
-                if body.len() > MAX_BYTES {
-                    return Err(Trouble::unreadable("it is too large"));
-                }
-            }
-            read(&body)
+            let request = Paths::new(NODES).list(&wanted);
+            let request = request.map_err(KubeError::BuildRequest)?;
+            self.client.request::<ObjectList<Node>>(request).await
         };
-        within_limit(answer).await
+        let list = within_limit(answer).await?;
+        let version = list.metadata.resource_version.unwrap_or_default();
+        Ok((list.items.into_iter().next(), version))
     }
 
     /// What happens to the node after this version.
     pub(super) async fn watch(&self, version: &str) -> Result<Changes, Trouble> {
-        let seconds = WATCH_SECONDS.to_string();
-        let query = [
-            ("watch", "true"),
-            ("allowWatchBookmarks", "true"),
-            ("timeoutSeconds", &seconds),
-            ("resourceVersion", version),
-        ];
-        let response = within_limit(self.ask(&query)).await?;
-        Ok(Changes {
-            pieces: response.bytes_stream().boxed(),
-            read: BytesMut::new(),
-        })
-    }
-
-    async fn ask(&self, query: &[(&str, &str)]) -> Result<Response, Trouble> {
-        let mut url = self.nodes.clone();
-        url.query_pairs_mut()
-            .append_pair("fieldSelector", &self.selector)
-            .extend_pairs(query);
-        let request = request(url).await.map_err(Trouble::files)?;
-        let response = request.send().await;
-        let response = response.map_err(|error| Trouble::away(&error))?;
-        let code = response.status();
-        if code.is_success() {
-            return Ok(response);
-        }
-        let body = response.bytes().await.unwrap_or_default();
-        let mut status: Status = serde_json::from_slice(&body).unwrap_or_default();
-        status.code = code.as_u16();
-        Err(Trouble::told(&status))
+        // With bookmarks: nothing happened, and the version moved on.
+        let wanted = WatchParams::default()
+            .fields(&self.selector)
+            .timeout(WATCH_SECONDS);
+        let answer = async {
+            let request = Paths::new(NODES).watch(&wanted, version);
+            let request = request.map_err(KubeError::BuildRequest)?;
+            self.client.request_events::<Node>(request).await
+        };
+        let changes = within_limit(answer).await?;
+        Ok(Changes(changes.boxed()))
     }
 }
 
-async fn within_limit<T>(answer: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
-    let limited = tokio::time::timeout(ANSWER_LIMIT, answer).await;
-    limited.unwrap_or_else(|_| Err(Trouble::silent(ANSWER_LIMIT)))
+/// kube's client without its own retries and log, which tell a failure each time: the follower paces and tells them.
+fn connected(config: &Config) -> Result<Client, KubeError> {
+    let http = HttpClient::builder(TokioExecutor::new())
+        // Requests are minutes apart, and a new connection goes to an API server that is there.
+        .pool_max_idle_per_host(0)
+        .build::<_, Body>(config.rustls_https_connector()?);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(http);
+    Ok(bounded(service, &config.default_namespace))
 }
 
-/// A request with the pod's token, to an API of the pod's authority.
-async fn request(url: Url) -> Result<RequestBuilder, String> {
-    let folder = Path::new(SERVICE_ACCOUNT);
-    let (authority, token) = (folder.join("ca.crt"), folder.join("token"));
-    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let pem = tokio::fs::read(&authority).await;
-    let pem = pem.map_err(|error| at(&authority, &error))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| at(&authority, &error))?;
-        roots
-            .add(certificate)
-            .map_err(|error| at(&authority, &error))?;
+/// A client that reads no more of an answer than it may have.
+fn bounded<S, B>(service: S, namespace: &str) -> Client
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError> + Send + 'static,
+    S::Future: Send + 'static,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let limit = |answer: Response<B>| answer.map(|body| Limited::new(body, MAX_BYTES));
+    let service = ServiceBuilder::new()
+        .layer(MapResponseLayer::new(limit))
+        .service(service);
+    Client::new(service, namespace)
+}
+
+async fn within_limit<T>(answer: impl Future<Output = Result<T, KubeError>>) -> Result<T, Trouble> {
+    match tokio::time::timeout(ANSWER_LIMIT, answer).await {
+        Ok(answer) => answer.map_err(|error| Trouble::of(&error)),
+        Err(_) => Err(Trouble::silent(ANSWER_LIMIT)),
     }
-    let bearer = tokio::fs::read_to_string(&token).await;
-    let bearer = bearer.map_err(|error| at(&token, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .http1_only()
-        .user_agent(concat!("prewarm/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_LIMIT)
-        .read_timeout(SILENCE_LIMIT)
-        // The API is in the cluster, and proxies are for what is not.
-        .no_proxy()
-        .build()
-        .map_err(|error| error.to_string())?;
-    Ok(client.get(url).bearer_auth(bearer.trim()))
 }
 
-/// What a watch tells, line by line.
-pub(super) struct Changes {
-    pieces: BoxStream<'static, reqwest::Result<Bytes>>,
-    read: BytesMut,
-}
+/// What a watch tells, one after another.
+pub(super) struct Changes(BoxStream<'static, Result<Change, KubeError>>);
 
 impl Changes {
-    /// The next change; `None` once the API has ended the watch.
+    /// The next change; `None` once the watch has ended.
     pub(super) async fn next(&mut self) -> Option<Result<Change, Trouble>> {
-        let mut searched = 0;
-        loop {
-            let end = self.read[searched..].iter().position(|byte| *byte == b'\n');
-            if let Some(end) = end {
-                let line = self.read.split_to(searched + end + 1);
-                return Some(read(&line));
-            }
-            searched = self.read.len();
-            if searched > MAX_BYTES {
-                return Some(Err(Trouble::unreadable("a line is too long")));
-            }
-            match self.pieces.next().await? {
-                Ok(piece) => self.read.extend_from_slice(&piece),
-                Err(error) => return Some(Err(Trouble::away(&error))),
-            }
+        match tokio::time::timeout(SILENCE_LIMIT, self.0.next()).await {
+            Ok(change) => change.map(|change| change.map_err(|error| Trouble::of(&error))),
+            Err(_) => Some(Err(Trouble::silent(SILENCE_LIMIT))),
         }
     }
-}
-
-fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Trouble> {
-    serde_json::from_slice(text).map_err(|error| Trouble::unreadable(&error.to_string()))
 }
 
 /// What went wrong, and what can be done about it.
@@ -225,15 +151,21 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    fn away(error: &reqwest::Error) -> Self {
-        let mut last: &(dyn Error + 'static) = error;
-        // The errors in between say less, and print their sources, too.
-        while let Some(source) = last.source() {
-            last = source;
+    fn of(error: &KubeError) -> Self {
+        match error {
+            KubeError::Api(status) => Self::told(status),
+            KubeError::SerdeError(_) | KubeError::FromUtf8(_) => {
+                Self::unreadable(&innermost(error).to_string())
+            }
+            _ if innermost(error).is::<LengthLimitError>() => Self::unreadable("it is too large"),
+            _ => Self::away(error),
         }
+    }
+
+    fn away(error: &KubeError) -> Self {
         Self {
             code: None,
-            reason: last.to_string(),
+            reason: innermost(error).to_string(),
             advice: "check that pods reach the API at KUBERNETES_SERVICE_HOST",
         }
     }
@@ -254,10 +186,10 @@ impl Trouble {
         }
     }
 
-    fn files(problem: String) -> Self {
+    fn files(problem: &dyn Error) -> Self {
         Self {
             code: None,
-            reason: problem,
+            reason: problem.to_string(),
             advice: "check the files of the pod's service account (automountServiceAccountToken)",
         }
     }
@@ -278,29 +210,43 @@ impl Trouble {
     }
 }
 
+/// What an error comes from; those in between say less, and print their sources, too.
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last
+}
+
 #[cfg(test)]
 mod tests {
+    use http_body_util::Full;
+    use tower::service_fn;
+
     use super::*;
 
-    fn changes(pieces: &[&'static str]) -> Changes {
-        let pieces: Vec<_> = pieces
-            .iter()
-            .map(|piece| Ok(Bytes::from_static(piece.as_bytes())))
-            .collect();
-        Changes {
-            pieces: futures::stream::iter(pieces).boxed(),
-            read: BytesMut::new(),
-        }
+    /// An API that answers everything so.
+    fn answering(code: u16, body: &str) -> Api {
+        let body = Bytes::from(body.to_owned());
+        let service = service_fn(move |_: Request<Body>| {
+            let answer = Response::builder().status(code);
+            let answer = answer.body(Full::new(body.clone()));
+            async { answer.map_err(BoxError::from) }
+        });
+        Api::of(bounded(service, ""), &"n".parse().unwrap())
     }
 
     #[tokio::test]
-    async fn lines_are_read_however_they_are_cut() {
-        let mut changes = changes(&[
-            r#"{"type":"MODIFIED","object":{"kind":"Node","metadata":{"resourceVersion":"7","labels":{"a":"b"}}}}"#,
-            "\n{\"type\":\"BOOK",
-            "MARK\",\"object\":{\"kind\":\"Node\",\"metadata\":{\"resourceVersion\":\"9\"}}}\n{\"type\":\"ERROR\",",
-            "\"object\":{\"kind\":\"Status\",\"message\":\"too old\",\"code\":410}}\n{\"type\":\"",
-        ]);
+    async fn a_watch_tells_changes_bookmarks_and_why_it_ends() {
+        let api = answering(
+            200,
+            r#"{"type":"MODIFIED","object":{"kind":"Node","metadata":{"resourceVersion":"7","labels":{"a":"b"}}}}
+{"type":"BOOKMARK","object":{"kind":"Node","apiVersion":"v1","metadata":{"resourceVersion":"9"}}}
+{"type":"ERROR","object":{"kind":"Status","message":"too old","code":410}}
+{"type":""#,
+        );
+        let mut changes = api.watch("1").await.unwrap();
         let Some(Ok(Change::Modified(node))) = changes.next().await else {
             panic!("no change")
         };
@@ -317,11 +263,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_an_end_is_not_kept_for_ever() {
-        let long: &'static str = "x".repeat(MAX_BYTES + 1).leak();
-        let Some(Err(trouble)) = changes(&[long]).next().await else {
+    async fn an_answer_without_an_end_is_not_kept_for_ever() {
+        let api = answering(200, &"x".repeat(MAX_BYTES + 1));
+        let listed = api.list().await.unwrap_err();
+        let mut changes = api.watch("1").await.unwrap();
+        let Some(Err(watched)) = changes.next().await else {
             panic!("no trouble")
         };
-        assert!(trouble.reason.contains("too long"), "{trouble:?}");
+        for trouble in [listed, watched] {
+            assert!(trouble.reason.contains("too large"), "{trouble:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_of_the_api_is_told_as_what_it_is() {
+        let page = answering(200, "<html>").list().await.unwrap_err();
+        assert!(page.reason.contains("cannot be read"), "{page:?}");
+        assert!(page.advice.contains("KUBERNETES_SERVICE_HOST"), "{page:?}");
+        let gateway = answering(502, "bad gateway").list().await.unwrap_err();
+        assert_eq!(gateway.reason, "bad gateway (502)");
     }
 }

@@ -61,9 +61,9 @@ pub async fn look(node: &NodeName) -> Result<Status, Untold> {
         reason: trouble.reason,
         advice: trouble.advice,
     };
-    let api = Api::of_pod(node).map_err(|reason| Untold { reason, advice: "" })?;
-    let list = api.list().await.map_err(untold)?;
-    let node = list.items.first();
+    let api = Api::of_pod(node).map_err(untold)?;
+    let (node, _) = api.list().await.map_err(untold)?;
+    let node = node.as_ref();
     node.map(Status::of).ok_or_else(|| untold(missing()))
 }
 
@@ -85,14 +85,15 @@ impl Following {
     /// that it has not heard of.
     ///
     /// # Errors
-    /// The files of the pod cannot be used.
+    /// Environment or files of the pod cannot be used.
     pub async fn begin(
         self,
         told: watch::Sender<Result<(), String>>,
         shutdown: CancellationToken,
     ) -> Result<Option<watch::Receiver<NodeStanding>>, FollowError> {
+        let api = Api::of_pod(&self.node).map_err(|trouble| FollowError(trouble.reason))?;
         let mut follower = Follower {
-            api: Api::of_pod(&self.node).map_err(FollowError)?,
+            api,
             following: self,
             pace: pace(),
             status: None,
@@ -146,7 +147,7 @@ impl Follower {
     /// The first standing, and from where on it is watched.
     async fn first(&mut self, told: &watch::Sender<Result<(), String>>) -> (NodeStanding, String) {
         loop {
-            let trouble = match self.list().await {
+            let trouble = match self.api.list().await {
                 Ok((Some(node), version)) => return (self.saw(&node), version),
                 Ok((None, _)) => missing(),
                 Err(trouble) => trouble,
@@ -176,15 +177,9 @@ impl Follower {
         tokio::time::sleep(delay).await;
     }
 
-    async fn list(&self) -> Result<(Option<Node>, String), Trouble> {
-        let list = self.api.list().await?;
-        let version = list.metadata.resource_version;
-        Ok((list.items.into_iter().next(), version))
-    }
-
     async fn list_again(&mut self, tell: &watch::Sender<NodeStanding>) -> String {
         loop {
-            match self.list().await {
+            match self.api.list().await {
                 Ok((node, version)) => {
                     match node {
                         Some(node) => self.tell(&node, tell),

@@ -312,6 +312,26 @@ async fn what_keeps_the_api_from_telling_is_said_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_service_account_that_lacks_a_file_ends_the_worker_with_what_to_do() {
+    let api = KubernetesApi::start("n", json!({})).await;
+    std::fs::remove_file(api.service_account().join("ca.crt")).unwrap();
+    let worker = prewarm(["worker", "--runtime", "simulated"]).env("PREWARM_METRICS_LISTEN", "off");
+    let output = worker.in_a_pod(&api).run().await;
+    assert_eq!(output.code, 3, "{output:?}");
+    for part in [
+        "certificate bundle",
+        "secrets/kubernetes.io/serviceaccount",
+        "PREWARM_KUBERNETES=off",
+    ] {
+        assert!(
+            output.stderr.contains(part),
+            "{part:?} is missing in {output:?}"
+        );
+    }
+    assert!(api.requests().is_empty(), "{:?}", api.requests());
+}
+
+#[tokio::test]
 async fn an_api_that_ends_every_watch_at_once_is_asked_ever_more_slowly() {
     let cell = Cell::start().await;
     let api = KubernetesApi::start("n", json!({"step": "0"})).await;

@@ -9,10 +9,10 @@ use crate::telemetry::{LogFormat, listen};
 
 /// Where roles serve metrics when nobody says.
 pub const DEFAULT_METRICS: &str = "0.0.0.0:9090";
-/// What roles log when nobody says. What the client library says of a connection, we say, too.
-const ROLE_FILTER: &str = "info,async_nats=off";
+/// What roles log when nobody says. What client libraries say of a connection, we say, too, and once.
+const ROLE_FILTER: &str = "info,async_nats=off,kube_client=off";
 /// What commands log when nobody says: their own words are the report.
-const COMMAND_FILTER: &str = "warn,async_nats=off";
+const COMMAND_FILTER: &str = "warn,async_nats=off,kube_client=off";
 
 /// Logs, metrics and health.
 #[derive(clap::Args, Clone, Default)]
