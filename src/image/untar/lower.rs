@@ -104,7 +104,8 @@ impl<'a> Sources<'a> {
     /// For each path the topmost layer that has it.
     fn find(
         lowers: &mut Lowers<'_>,
-        implicit: &'a [Implicit]) -> Result<Vec<Option<Source>>, UntarError> {
+        implicit: &'a [Implicit],
+    ) -> Result<Vec<Option<Source>>, UntarError> {
         let mut sources = Self {
             missing: HashSet::new(),
         };
@@ -115,11 +116,7 @@ impl<'a> Sources<'a> {
         implicit.iter().map(find).collect()
     }
 
-    fn of(
-        &mut self,
-        lowers: &mut Lowers<'_>,
-        path: &'a [u8],
-    ) -> Result<Option<Source>, Errno> {
+    fn of(&mut self, lowers: &mut Lowers<'_>, path: &'a [u8]) -> Result<Option<Source>, Errno> {
         for lower in 0..lowers.dirs.len() {
             if self.is_missing(path, lower) {
                 continue;
