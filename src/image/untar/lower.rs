@@ -215,3 +215,37 @@ fn copy(source: &OwnedFd, stat: &Stat, target: &OwnedFd, described: bool) -> Res
     };
     rustix::fs::utimensat(rustix::fs::CWD, &to, &times, AtFlags::empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_layers_below_few_are_open_and_all_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs: Vec<_> = (0..3 * MAX_OPEN_LOWERS)
+            .map(|number| dir.path().join(number.to_string()))
+            .collect();
+        for path in &dirs {
+            std::fs::create_dir(path).unwrap();
+        }
+        let lowest = dirs.len() - 1;
+        std::fs::create_dir_all(dirs[lowest].join("in/it")).unwrap();
+        let implicit = ["in/it", "in", "nowhere"].map(|path| Implicit {
+            path: path.into(),
+            described: false,
+        });
+        let mut lowers = Lowers::new(&dirs);
+        let found = Sources::find(&mut lowers, &implicit).unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|source| source.as_ref().map(|source| source.lower))
+            .collect();
+        assert_eq!(found, [Some(lowest), Some(lowest), None]);
+        assert_eq!(lowers.open.len(), MAX_OPEN_LOWERS);
+
+        let mut lowers = Lowers::new(&dirs[lowest..]);
+        Sources::find(&mut lowers, &implicit[..1]).unwrap();
+        assert_eq!(lowers.open.len(), 1, "only what is looked at is opened");
+    }
+}
