@@ -33,7 +33,7 @@ impl Dispatcher {
             attempts,
             message: message.to_owned(),
         };
-        if let Some(task) = self.task(pull) {
+        if let Some(task) = self.task(now, pull) {
             let event = TaskEvent {
                 job: task.job,
                 run: task.run,

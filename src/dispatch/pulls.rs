@@ -304,7 +304,9 @@ impl Dispatcher {
         if let Some(full) = self.slots.first_full(&needs) {
             return self.wait_at(full, pull);
         }
-        let Some(task) = self.task(pull) else { return };
+        let Some(task) = self.task(now, pull) else {
+            return;
+        };
         self.slots.take(&needs);
         self.activate(pull);
         self.touch(now, pull.job);
@@ -330,6 +332,7 @@ impl Dispatcher {
     /// work on it otherwise. Its slots stay taken.
     pub(super) fn release_what_is_lost(
         &mut self,
+        now: Timestamp,
         keys: &BTreeSet<PullKey>,
         as_of: u64,
         effects: &mut Vec<Effect>,
@@ -350,14 +353,15 @@ impl Dispatcher {
             if !lost || sequence.is_none_or(|sequence| sequence > as_of) {
                 continue;
             }
-            if let Some(task) = self.task(pull) {
+            if let Some(task) = self.task(now, pull) {
                 self.activate(pull);
                 effects.push(Effect::Release(Box::new(task)));
             }
         }
     }
 
-    pub(super) fn task(&self, pull: PullIndex) -> Option<PullTask> {
+    /// The task that a pull is released by `now`.
+    pub(super) fn task(&self, now: Timestamp, pull: PullIndex) -> Option<PullTask> {
         let job = self.jobs.get(&pull.job)?;
         let index = usize::from(pull.image);
         Some(PullTask {
@@ -374,6 +378,7 @@ impl Dispatcher {
             pin: job.spec.pin,
             unpack: job.spec.unpack,
             expires_at: job.deadline(),
+            released_at: job.deadline().map(|_| now),
             labels: job.spec.sandbox_config.labels.clone(),
             annotations: job.spec.sandbox_config.annotations.clone(),
             traceparent: job.trace.map(|trace| trace.handed_on(&job.run())),

@@ -102,7 +102,7 @@ impl Dispatcher {
                 self.registered(now, node, *registration, reply, effects);
             }
             Input::Heartbeat { node, heartbeat } => self.heartbeat(now, &node, &heartbeat, effects),
-            Input::Kept { keys, as_of } => self.release_what_is_lost(&keys, as_of, effects),
+            Input::Kept { keys, as_of } => self.release_what_is_lost(now, &keys, as_of, effects),
             Input::Stalled { since } => self.excuse_silence(now, since),
             Input::Tick => {}
         }

@@ -6,6 +6,7 @@
 
 pub mod containerd;
 mod cri;
+mod disk;
 pub mod inflate;
 pub mod registry;
 pub mod simulated;

@@ -1,6 +1,7 @@
 //! One released pull, as a node's worker receives it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -74,9 +75,13 @@ pub struct PullTask {
     /// Whether to unpack the layers.
     #[serde(default = "yes")]
     pub unpack: bool,
-    /// When the job's deadline passes: nothing is started after it.
+    /// When the job's deadline passes, by the dispatcher's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// When the dispatcher released it, by the same clock: what is left until `expiresAt` is counted from the delivery,
+    /// since the node's clock may be another. Absent: an older dispatcher released it, and the node goes by its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released_at: Option<Timestamp>,
     /// Labels to put on the image records and into events.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -100,6 +105,14 @@ struct Named {
 }
 
 impl PullTask {
+    /// How much of the job's time there was when the pull was released, or is `now` if that is not told; `None` without
+    /// a deadline.
+    #[must_use]
+    pub fn time_left(&self, now: Timestamp) -> Option<Duration> {
+        let expires_at = self.expires_at?;
+        Some(expires_at.since(self.released_at.unwrap_or(now)))
+    }
+
     /// Reads of a task only which pull it is, so that one that cannot be read as a whole can be failed by name. The
     /// rest is empty, and it is not to be retried.
     #[must_use]
@@ -127,6 +140,7 @@ impl PullTask {
             pin: false,
             unpack: yes(),
             expires_at: None,
+            released_at: None,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             traceparent: None,

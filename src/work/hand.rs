@@ -47,9 +47,34 @@ pub(super) struct Held {
     pub(super) token: DeliveryToken,
     /// Which attempt this is, from 1.
     pub(super) attempt: u32,
+    /// How long the job lasts.
+    pub(super) until: Until,
     /// When the broker is told next that the task is in good hands.
     pub(super) in_progress_at: Timestamp,
     pub(super) stage: Stage,
+}
+
+/// When a task's job ends by its deadline, as far as this worker can tell.
+///
+/// The dispatcher decides on it, and takes the task back; the worker keeps to it where no dispatcher leads. So it may
+/// come late, and never early: what counts is how much time there was at the release, from the delivery on, and not what
+/// the clock of this node shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Until {
+    /// By this worker's clock.
+    pub(super) expires_at: Option<Timestamp>,
+    /// Of which release that is, by the dispatcher's clock.
+    pub(super) released_at: Option<Timestamp>,
+}
+
+impl Until {
+    /// For a task that is delivered now, for the first time.
+    pub(super) fn of(task: &PullTask, now: Timestamp) -> Self {
+        Self {
+            expires_at: task.time_left(now).map(|left| now.after(left)),
+            released_at: task.released_at,
+        }
+    }
 }
 
 /// How far a task in hand is.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::hand::Until;
 use crate::domain::name::JobName;
 use crate::domain::time::Timestamp;
 use crate::wire::task::Run;
@@ -23,6 +24,7 @@ pub const REVOCATION_MEMORY: Duration = Duration::from_secs(10);
 struct Tried {
     run: Run,
     attempts: u32,
+    until: Until,
     at: Timestamp,
 }
 
@@ -48,11 +50,19 @@ impl Memory {
             .map_or(0, |tried| tried.attempts)
     }
 
+    /// How long the job lasts, of an attempt before at the same release of this run.
+    pub(super) fn until(&self, pull: &PullId, released_at: Option<Timestamp>) -> Option<Until> {
+        let tried = self.tried.get(&key(pull))?;
+        let same = tried.run == pull.run && tried.until.released_at == released_at;
+        same.then_some(tried.until)
+    }
+
     /// Remembers that an attempt began.
-    pub(super) fn attempt(&mut self, pull: &PullId, attempts: u32, now: Timestamp) {
+    pub(super) fn attempt(&mut self, pull: &PullId, attempts: u32, until: Until, now: Timestamp) {
         let tried = Tried {
             run: pull.run.clone(),
             attempts,
+            until,
             at: now,
         };
         self.tried.insert(key(pull), tried);
@@ -115,7 +125,7 @@ mod tests {
     #[test]
     fn attempts_belong_to_one_run() {
         let mut memory = Memory::default();
-        memory.attempt(&pull(1, 1), 3, Timestamp::EPOCH);
+        memory.attempt(&pull(1, 1), 3, Until::default(), Timestamp::EPOCH);
         assert_eq!(memory.attempts(&pull(1, 1)), 3);
         assert_eq!(memory.attempts(&pull(1, 2)), 0);
         memory.ended(&pull(1, 2));
@@ -129,7 +139,7 @@ mod tests {
         let mut memory = Memory::default();
         for job in 0..3_000 {
             let now = Timestamp::from_millis(i64::from(job));
-            memory.attempt(&pull(job, 1), 1, now);
+            memory.attempt(&pull(job, 1), 1, Until::default(), now);
             memory.revoke(pull(100_000 + job, 1), now);
         }
         assert_eq!(memory.tried.len(), MAX_ATTEMPTS_REMEMBERED);

@@ -351,8 +351,10 @@ impl Shell {
         });
         match read {
             Ok(mut task) => {
-                let expires_at = task.expires_at;
-                task.expires_at = expires_at.map(|at| self.clock.when_wall_shows(at));
+                if task.released_at.is_none() {
+                    let expires_at = task.expires_at;
+                    task.expires_at = expires_at.map(|at| self.clock.when_wall_shows(at));
+                }
                 Input::Delivered {
                     token,
                     task: Arc::new(task),

@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cri_reserve;
 mod elsewhere;
 mod faulty;
 mod full;

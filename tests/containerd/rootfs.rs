@@ -224,10 +224,7 @@ fn debian_packages() -> Recipe {
 
 async fn same_root_file_systems(version: ContainerdVersion) {
     let registry = Registry::start().await;
-    let (ours, theirs) = tokio::join!(Node::start(version), Node::start(version));
-    for node in [&ours, &theirs] {
-        node.daemon.allow_registry(&registry.addr());
-    }
+    let (ours, theirs) = both(version, &registry).await;
     for (name, recipe) in corpus() {
         let archives: Vec<_> = recipe
             .layers
@@ -235,43 +232,53 @@ async fn same_root_file_systems(version: ContainerdVersion) {
             .map(|layer| layer.tar().to_vec())
             .collect();
         let pushed = registry.push(&name, "1", &recipe.build()).await;
-        let report = ours.pull(&request(&pushed.by_tag)).await.unwrap();
-        assert_eq!(report.engine, Some(Engine::Native), "{name}");
-        theirs
-            .daemon
-            .cri()
-            .await
-            .pull_image(&pushed.by_tag)
-            .await
-            .unwrap();
-        let (our_layers, their_layers) = (
-            layers(&ours, &pushed.by_tag).await,
-            layers(&theirs, &pushed.by_tag).await,
+        pulled_alike([&ours, &theirs], &pushed.by_tag, &archives).await;
+    }
+}
+
+/// A node that prewarm pulls on, and one that containerd does.
+pub async fn both(version: ContainerdVersion, registry: &Registry) -> (Node, Node) {
+    let (ours, theirs) = tokio::join!(Node::start(version), Node::start(version));
+    for node in [&ours, &theirs] {
+        node.daemon.allow_registry(&registry.addr());
+    }
+    (ours, theirs)
+}
+
+/// Pulls on both nodes, and holds each layer of the one against that of the other.
+pub async fn pulled_alike([ours, theirs]: [&Node; 2], image: &str, archives: &[Vec<u8>]) {
+    let began = std::time::Instant::now();
+    let report = ours.pull(&request(image)).await.unwrap();
+    assert_eq!(report.engine, Some(Engine::Native), "{image}");
+    let our_time = began.elapsed();
+    theirs.daemon.cri().await.pull_image(image).await.unwrap();
+    let their_time = began.elapsed() - our_time;
+    println!("{image}: ours {our_time:?}, containerd's {their_time:?}");
+    let (our_layers, their_layers) = (layers(ours, image).await, layers(theirs, image).await);
+    assert_eq!(our_layers.len(), archives.len());
+    for (number, tar) in archives.iter().enumerate() {
+        let implicit = implicit(&their_layers[number], &described(tar));
+        let our = entries(&our_layers[number], &implicit);
+        let their = entries(&their_layers[number], &implicit);
+        assert!(!their.is_empty());
+        let names: BTreeSet<_> = our.keys().chain(their.keys()).collect();
+        let differences: Vec<_> = names
+            .into_iter()
+            .filter(|name| our.get(*name) != their.get(*name))
+            .map(|name| {
+                format!(
+                    "{name}\n  ours   {:?}\n  theirs {:?}",
+                    our.get(name),
+                    their.get(name)
+                )
+            })
+            .collect();
+        assert!(
+            differences.is_empty(),
+            "{image}, layer {number}, {:?}:\n{}",
+            ours.daemon.version(),
+            differences.join("\n")
         );
-        assert_eq!(our_layers.len(), archives.len());
-        for (number, tar) in archives.iter().enumerate() {
-            let implicit = implicit(&their_layers[number], &described(tar));
-            let our = entries(&our_layers[number], &implicit);
-            let their = entries(&their_layers[number], &implicit);
-            assert!(!their.is_empty());
-            let names: BTreeSet<_> = our.keys().chain(their.keys()).collect();
-            let differences: Vec<_> = names
-                .into_iter()
-                .filter(|name| our.get(*name) != their.get(*name))
-                .map(|name| {
-                    format!(
-                        "{name}\n  ours   {:?}\n  theirs {:?}",
-                        our.get(name),
-                        their.get(name)
-                    )
-                })
-                .collect();
-            assert!(
-                differences.is_empty(),
-                "{name}, layer {number}, {version:?}:\n{}",
-                differences.join("\n")
-            );
-        }
     }
 }
 

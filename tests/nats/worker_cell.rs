@@ -52,6 +52,7 @@ pub(crate) fn task(job: &str, image: &str) -> PullTask {
         pin: false,
         unpack: true,
         expires_at: None,
+        released_at: None,
         labels: [].into(),
         annotations: [].into(),
         traceparent: None,

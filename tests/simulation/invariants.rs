@@ -44,7 +44,7 @@ pub struct Checks {
     released: BTreeMap<EndKey, Released>,
     /// The newest round of each generation.
     rounds: BTreeMap<(String, u32), Round>,
-    /// Runs of which a worker said, by its own clock, that the deadline had passed.
+    /// Runs of which a worker said that the deadline had passed.
     overdue: BTreeSet<Run>,
     finished: BTreeMap<(String, u32), Arc<JobRecord>>,
     /// The generation that each request made or found.
@@ -68,7 +68,12 @@ struct Released {
     times: u32,
     first: Millis,
     attempts: u32,
+    /// Before this no worker may say that the deadline has passed; `None` where there is no deadline.
+    overdue_from: Option<Millis>,
 }
+
+/// How much two clocks may differ over a time, in percent: the slowest and the fastest of a simulation, and some.
+const DRIFT: u64 = 3;
 
 /// The pull a task is.
 pub fn end_key(task: &PullTask) -> EndKey {
@@ -171,12 +176,32 @@ impl Checks {
 
     /// A task was stored.
     pub fn task(&mut self, now: Millis, task: &PullTask) {
+        // What is left of the job's time by the clock of whoever released the pull: the one that decides.
+        let left = task.expires_at.zip(task.released_at);
+        let left = left.map(|(expires, released)| expires.since(released).as_millis());
+        let left = left.map(|left| u64::try_from(left).unwrap_or(Millis::MAX));
+        let overdue_from = left.map(|left| now + left * (100 - DRIFT) / 100);
         let released = self.released.entry(end_key(task)).or_insert(Released {
             times: 0,
             first: now,
             attempts: task.pull_policy.backoff_limit + 1,
+            overdue_from,
         });
         released.times += 1;
+        released.overdue_from = released.overdue_from.min(overdue_from);
+    }
+
+    /// However wrong a node's clock is, no pull fails of a deadline before its time.
+    fn overdue(&self, now: Millis, event: &TaskEvent) -> Verdict {
+        let key = (event.run.clone(), event.node.clone(), event.image.token());
+        let from = self.released.get(&key).and_then(|task| task.overdue_from);
+        if from.is_some_and(|from| from <= now) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} said at {now} ms that the deadline of {} has passed, which it has at {from:?}",
+            event.node, event.job
+        ))
     }
 
     /// No more attempts are made than the limit allows. What was released or delivered again may be tried again, so the
@@ -207,7 +232,7 @@ impl Checks {
             return Ok(());
         };
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        // A worker goes by its own clock, which may be ahead.
+        // A worker counts what was left at the release, and its clock may be faster.
         let overdue = self.overdue.contains(&record.run());
         if status.outcome == Some(Outcome::DeadlineExceeded) && !overdue {
             let deadline = spec.completion_policy.active_deadline_seconds;
@@ -277,12 +302,20 @@ impl Checks {
     }
 
     /// A worker has told a fact.
-    pub fn task_event(&mut self, event: &TaskEvent, by: Who, counters: &mut Counters) {
+    pub fn task_event(
+        &mut self,
+        now: Millis,
+        event: &TaskEvent,
+        by: Who,
+        counters: &mut Counters,
+    ) -> Verdict {
         if !event.state.is_terminal() {
-            return;
+            return Ok(());
         }
         let overdue = |failure: &FailureReport| failure.kind == FailureKind::DeadlineExceeded;
         if matches!(by, Who::Worker(_)) && event.failure.as_ref().is_some_and(overdue) {
+            counters.bump("a worker ended a pull for its job's deadline");
+            self.overdue(now, event)?;
             self.overdue.insert(event.run.clone());
         }
         let key = (event.run.clone(), event.node.clone(), event.image.token());
@@ -290,6 +323,7 @@ impl Checks {
         if first != event.state {
             counters.bump("a second terminal event differed from the first");
         }
+        Ok(())
     }
 
     /// A record was written.

@@ -215,7 +215,9 @@ impl World {
             }
             Payload::Task(task) => self.released(task),
             Payload::TaskEvent(event) => {
-                self.checks.task_event(event, by, &mut self.net.counters);
+                let now = self.net.now;
+                self.checks
+                    .task_event(now, event, by, &mut self.net.counters)?;
                 let trouble = self.trouble_of(&event.node);
                 self.checks
                     .attempts(event, trouble, &mut self.net.counters)?;

@@ -28,6 +28,8 @@ const REQUEST_ACK_WAIT: Millis = 30_000;
 /// Most that is on its way at once; a bound that must hold.
 const MOST_ON_THE_WAY: usize = 20_000;
 
+/// Seconds that a node's clock may be ahead or behind: more than the longest deadline of a simulated job.
+const NODE_CLOCKS: i64 = 600;
 /// Milliseconds two clocks differ by when it counts: more than a lease.
 const DIFFERING_CLOCKS: u64 = 10_000;
 
@@ -89,7 +91,7 @@ impl World {
         };
         let nodes = plan.nodes.iter().enumerate();
         let workers = nodes
-            .map(|(index, node)| WorkerProcess::new(index, facts(node), clock(3)))
+            .map(|(index, node)| WorkerProcess::new(index, facts(node), clock(NODE_CLOCKS)))
             .collect();
         let mut world = Self {
             net: Net::new(rng, trace),

@@ -161,22 +161,43 @@ async fn read_json(channel: &Channel, digest: &str) -> Value {
     serde_json::from_slice(&bytes).expect("JSON")
 }
 
+/// Mounts as containerd does (`core/mount/mount_linux.go`, `compactLowerdirOption`): the names of many layers have no room
+/// in the page that mount(2) takes, so that they are told from the directory that all of them are in.
 async fn mount(mounts: &[Mount], target: &Path) {
     for mount in mounts {
-        let options = mount.options.join(",");
+        let sources = mount
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix("upperdir="))
+            .and_then(|upper| Path::new(upper).parent()?.parent());
+        let options = mount.options.iter().map(|option| match sources {
+            Some(dir) if option.starts_with("lowerdir=") => {
+                option.replace(&format!("{}/", dir.display()), "")
+            }
+            _ => option.clone(),
+        });
+        let options = options.collect::<Vec<_>>().join(",");
         let kind = if mount.r#type == "bind" {
             "none"
         } else {
             &mount.r#type
         };
         let args = ["-t", kind, "-o", &options, &mount.source].map(std::ffi::OsStr::new);
-        run("mount", &[&args[..], &[target.as_os_str()]].concat()).await;
+        let args = [&args[..], &[target.as_os_str()]].concat();
+        run_in(sources.unwrap_or(Path::new("/")), "mount", &args).await;
     }
 }
 
 async fn run(program: &str, args: &[&std::ffi::OsStr]) {
+    run_in(Path::new("/"), program, args).await;
+}
+
+async fn run_in(dir: &Path, program: &str, args: &[&std::ffi::OsStr]) {
     let output = tokio::process::Command::new(program)
         .args(args)
+        .current_dir(dir)
+        // The newer calls take no more than 256 bytes of an option.
+        .env("LIBMOUNT_FORCE_MOUNT2", "always")
         .output()
         .await
         .expect("a program to start");

@@ -85,11 +85,13 @@ fn a_task_carries_what_the_worker_needs() {
         pin: true,
         unpack: false,
         expires_at: Some(started.after(Duration::from_secs(60))),
+        released_at: task.released_at,
         labels: map("k", "v"),
         annotations: map("a", "w"),
         traceparent: task.traceparent,
     };
     assert_eq!(*task, expected);
+    assert!(task.released_at.is_some_and(|at| at >= started));
     assert_eq!(task.pull_policy.timeout_seconds, 42);
     assert_eq!(task.pull_policy.backoff_limit, 9);
 }

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::Shared;
 use super::client::Client;
 use super::content::{CommitError, Ingest, Opened};
-use super::disk::Room;
 use super::flights::Turn;
 use super::labels::{self, Labels};
 use super::meter::Meter;
@@ -19,6 +18,7 @@ use super::native::Tap;
 use super::parts;
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef};
+use crate::image::disk::Room;
 use crate::image::registry::Repository;
 use crate::image::registry::manifest::{
     DOCKER_CONFIG, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST,

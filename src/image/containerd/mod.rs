@@ -50,6 +50,7 @@ use self::threads::Threads;
 pub use self::threads::{Nice, NiceError};
 use self::throttle::Throttle;
 use super::cri::Cri;
+use super::disk::space;
 use super::registry::Registry;
 use super::size::{Bandwidth, ByteSize, DiskReserve};
 use super::{Engine, ProgressSink, PullReport, PullRequest, RuntimeInfo};
@@ -165,7 +166,7 @@ impl Containerd {
             return probe_cri(&client.cri()).await;
         };
         let plugin = client.snapshotter(snapshotter).await?;
-        let space = plugin.root.as_deref().and_then(disk::space);
+        let space = plugin.root.as_deref().and_then(space);
         Ok(RuntimeInfo {
             name: "containerd".to_owned(),
             version,
@@ -253,8 +254,7 @@ impl Containerd {
 
 async fn probe_cri(cri: &Cri) -> Result<RuntimeInfo, Failure> {
     let version = cri.version().await?;
-    let dirs = cri.image_dirs().await?;
-    let space = dirs.iter().find_map(|dir| disk::space(dir));
+    let space = cri.image_dir().await?.as_deref().and_then(space);
     Ok(RuntimeInfo {
         name: version.name,
         version: version.version,

@@ -8,7 +8,6 @@ use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 
 use super::bring::cri_alone;
-use super::disk::Room;
 use super::engine::Wants;
 use super::fetch::{Fetcher, Traffic};
 use super::lease::{Ending, Lease};
@@ -147,7 +146,12 @@ async fn through_cri(
 ) -> Result<PullReport, Failure> {
     let cri = shared.client.cri();
     let why = cri_alone(&cri).await?.reason;
-    cri::pull(&cri, &shared.registry, request, progress, why).await
+    let node = cri::Node {
+        cri: &cri,
+        registry: &shared.registry,
+        min_free_disk: shared.min_free_disk,
+    };
+    cri::pull(&node, request, progress, why).await
 }
 
 async fn make_plan(
@@ -244,7 +248,7 @@ impl Pull<'_> {
             .filter(|_| request.unpack && image.manifest.is_image())
             .collect();
         self.meter.start(image, names.len());
-        let room = Room::look(shared).await?;
+        let room = disk::room(shared).await?;
         room.fits(&missing, &names)?;
         let wants = Wants {
             unpack: request.unpack,

@@ -4,6 +4,7 @@
 //! Where a runtime offers more, more is used: see `containerd`.
 
 mod failure;
+mod needs;
 mod pull;
 mod snapshotters;
 
@@ -22,8 +23,9 @@ use k8s_cri::v1::{
     PullImageRequest, StatusRequest, VersionRequest,
 };
 
-pub(super) use self::pull::pull;
+pub(super) use self::pull::{Node, pull};
 pub(super) use self::snapshotters::Unpacks;
+use super::disk::space;
 use super::registry::{Credential, Login};
 use crate::domain::failure::{Failure, FailureKind};
 
@@ -98,6 +100,12 @@ impl Cri {
         Ok(dirs
             .filter_map(|usage| usage.fs_id.map(|id| PathBuf::from(id.mountpoint)))
             .collect())
+    }
+
+    /// The first of them that can be seen from here.
+    pub(super) async fn image_dir(&self) -> Result<Option<PathBuf>, Failure> {
+        let dirs = self.image_dirs().await?;
+        Ok(dirs.into_iter().find(|dir| space(dir).is_some()))
     }
 
     /// The image of a name, by what CRI knows of it.

@@ -5,26 +5,36 @@ use std::time::{Duration, Instant};
 use k8s_cri::v1::Image;
 use tracing::field::Empty;
 
-use super::Cri;
+use super::{Cri, needs};
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::{Digest, ImageRef, Platform};
 use crate::domain::job::ImagePullPolicy;
 use crate::domain::progress::PullPhase;
+use crate::image::disk::Room;
 use crate::image::registry::Registry;
+use crate::image::size::DiskReserve;
 use crate::image::{Engine, ProgressSink, PullReport, PullRequest, phase};
+
+/// What a pull has at hand.
+pub(in crate::image) struct Node<'a> {
+    pub(in crate::image) cri: &'a Cri,
+    pub(in crate::image) registry: &'a Registry,
+    /// What is to stay free of the file system that the runtime says its images are on.
+    pub(in crate::image) min_free_disk: DiskReserve,
+}
 
 /// Puts the image on the node, or finds that it is there.
 ///
 /// What the job's tag meant when it began counts. CRI gives a tag's name only to what the tag means now: if that is
 /// something else, the image gets the name with its digest alone, and the log says so.
 pub(in crate::image) async fn pull(
-    cri: &Cri,
-    registry: &Registry,
+    node: &Node<'_>,
     request: &PullRequest,
     progress: &ProgressSink,
     why: String,
 ) -> Result<PullReport, Failure> {
     refuse(request)?;
+    let Node { cri, registry, .. } = *node;
     let started = Instant::now();
     let name = name(&request.image);
     let wanted = request.image.digest().or(request.digest.as_ref());
@@ -38,6 +48,12 @@ pub(in crate::image) async fn pull(
     if let Some(digest) = before.clone().filter(|_| good_enough) {
         return Ok(report(digest, true, started, None));
     }
+    let dir = cri.image_dir().await.unwrap_or_else(|failure| {
+        tracing::debug!(%failure, "no disk check");
+        None
+    });
+    let room = Room::of(None, dir, node.min_free_disk);
+    needs::fits(node, request, wanted, &room).await?;
     progress.send_modify(|progress| progress.phase = PullPhase::Downloading);
     let logins = registry.logins(&request.image, &request.pull_secrets).await;
     let pulled = async |name: &str| {
@@ -51,13 +67,13 @@ pub(in crate::image) async fn pull(
         Ok::<_, Failure>(digest(&image, &request.image, wanted))
     };
     let downloading = tracing::info_span!("download", engine = %Engine::Cri, error = Empty);
-    let mut got = phase(downloading, pulled(&name)).await?;
+    let mut got = phase(downloading, room.or(pulled(&name))).await?;
     if let Some(wanted) = wanted
         && got.as_ref() != Some(wanted)
     {
         let by_digest = request.image.digest_name(wanted);
         tracing::warn!(image = %request.image, %by_digest, "the tag has moved since the job began; CRI cannot give it to what it meant then");
-        got = pulled(&by_digest).await?;
+        got = room.or(pulled(&by_digest)).await?;
     }
     let got = got.filter(|got| wanted.is_none_or(|wanted| wanted == got));
     let got = got.ok_or_else(|| {

@@ -1,11 +1,12 @@
 //! Directories that a layer holds files in without an entry of their own: they look as they do in the
 //! layers below (`mkparent` of containerd's `pkg/archive/tar.go`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -16,6 +17,8 @@ use super::tree::{Tree, split};
 
 /// Most bytes of the names, and of the value, of extended attributes (xattr(7), limits).
 const MAX_XATTR_BYTES: usize = 64 << 10;
+/// Most layers below that are kept open; one more is opened each time that it is looked at.
+const MAX_OPEN_LOWERS: usize = 64;
 /// Most paths of layers that are remembered to be missing; what is not remembered is looked for.
 const MAX_MISSING: usize = 64 << 10;
 
@@ -33,11 +36,8 @@ pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Resul
         Tree::open(path).map_err(failed)
     };
     let upper = open(upper)?;
-    let lowers = lowers
-        .iter()
-        .map(|path| open(path))
-        .collect::<Result<Vec<_>, _>>()?;
-    let sources = Sources::find(&lowers, implicit)?;
+    let mut lowers = Lowers::new(lowers);
+    let sources = Sources::find(&mut lowers, implicit)?;
     // The deepest first: changing what is in a directory changes its times.
     for (Implicit { path, described }, source) in implicit.iter().zip(sources).rev() {
         let Some(Source { lower, path: at }) = source else {
@@ -50,11 +50,39 @@ pub fn inherit(upper: &Path, lowers: &[PathBuf], implicit: &[Implicit]) -> Resul
             Ok(None) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             Err(errno) => return Err(failed(errno)),
         };
-        if let Some((source, stat)) = directory(&lowers[lower], &at).map_err(failed)? {
+        let lower = lowers.tree(lower).map_err(failed)?;
+        if let Some((source, stat)) = directory(&lower, &at).map_err(failed)? {
             copy(&source, &stat, &target, *described).map_err(failed)?;
         }
     }
     Ok(())
+}
+
+/// The layers below, the topmost first, each opened when it is looked at: there may be hundreds, and what is looked for is
+/// in one of the topmost as a rule.
+struct Lowers<'a> {
+    dirs: &'a [PathBuf],
+    open: HashMap<usize, Rc<Tree>>,
+}
+
+impl<'a> Lowers<'a> {
+    fn new(dirs: &'a [PathBuf]) -> Self {
+        Self {
+            dirs,
+            open: HashMap::new(),
+        }
+    }
+
+    fn tree(&mut self, lower: usize) -> Result<Rc<Tree>, Errno> {
+        if let Some(tree) = self.open.get(&lower) {
+            return Ok(Rc::clone(tree));
+        }
+        let tree = Rc::new(Tree::open(&self.dirs[lower])?);
+        if self.open.len() < MAX_OPEN_LOWERS {
+            self.open.insert(lower, Rc::clone(&tree));
+        }
+        Ok(tree)
+    }
 }
 
 /// What a directory is to look like.
@@ -74,7 +102,10 @@ struct Sources<'a> {
 
 impl<'a> Sources<'a> {
     /// For each path the topmost layer that has it.
-    fn find(lowers: &[Tree], implicit: &'a [Implicit]) -> Result<Vec<Option<Source>>, UntarError> {
+    fn find(
+        lowers: &mut Lowers<'_>,
+        implicit: &'a [Implicit],
+    ) -> Result<Vec<Option<Source>>, UntarError> {
         let mut sources = Self {
             missing: HashSet::new(),
         };
@@ -85,11 +116,12 @@ impl<'a> Sources<'a> {
         implicit.iter().map(find).collect()
     }
 
-    fn of(&mut self, lowers: &[Tree], path: &'a [u8]) -> Result<Option<Source>, Errno> {
-        for (lower, tree) in lowers.iter().enumerate() {
+    fn of(&mut self, lowers: &mut Lowers<'_>, path: &'a [u8]) -> Result<Option<Source>, Errno> {
+        for lower in 0..lowers.dirs.len() {
             if self.is_missing(path, lower) {
                 continue;
             }
+            let tree = lowers.tree(lower)?;
             // Without links on the way, one look is enough.
             let at = match tree.open_plain(path) {
                 Ok(_) => {
@@ -103,7 +135,7 @@ impl<'a> Sources<'a> {
                 Err(Errno::NOTDIR | Errno::LOOP) => tree.resolve(path)?,
                 Err(errno) => return Err(errno),
             };
-            match directory(tree, &at) {
+            match directory(&tree, &at) {
                 Ok(Some(_)) => return Ok(Some(Source { lower, path: at })),
                 Err(Errno::NOENT) => {}
                 // It was something else in between, so that what is below does not count.
@@ -182,4 +214,38 @@ fn copy(source: &OwnedFd, stat: &Stat, target: &OwnedFd, described: bool) -> Res
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     };
     rustix::fs::utimensat(rustix::fs::CWD, &to, &times, AtFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_layers_below_few_are_open_and_all_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs: Vec<_> = (0..3 * MAX_OPEN_LOWERS)
+            .map(|number| dir.path().join(number.to_string()))
+            .collect();
+        for path in &dirs {
+            std::fs::create_dir(path).unwrap();
+        }
+        let lowest = dirs.len() - 1;
+        std::fs::create_dir_all(dirs[lowest].join("in/it")).unwrap();
+        let implicit = ["in/it", "in", "nowhere"].map(|path| Implicit {
+            path: path.into(),
+            described: false,
+        });
+        let mut lowers = Lowers::new(&dirs);
+        let found = Sources::find(&mut lowers, &implicit).unwrap();
+        let found: Vec<_> = found
+            .iter()
+            .map(|source| source.as_ref().map(|source| source.lower))
+            .collect();
+        assert_eq!(found, [Some(lowest), Some(lowest), None]);
+        assert_eq!(lowers.open.len(), MAX_OPEN_LOWERS);
+
+        let mut lowers = Lowers::new(&dirs[lowest..]);
+        Sources::find(&mut lowers, &implicit[..1]).unwrap();
+        assert_eq!(lowers.open.len(), 1, "only what is looked at is opened");
+    }
 }

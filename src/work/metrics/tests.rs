@@ -144,6 +144,7 @@ fn only_the_first_delivery_of_a_task_tells_how_long_it_waited() {
         pin: false,
         unpack: true,
         expires_at: None,
+        released_at: None,
         labels: [].into(),
         annotations: [].into(),
         traceparent: None,

@@ -26,7 +26,7 @@ impl Held {
     pub(super) fn deadline(&self) -> Option<(Timestamp, DeadlineReason)> {
         match self.stage {
             Stage::Waiting => self
-                .task
+                .until
                 .expires_at
                 .map(|at| (at, DeadlineReason::AttemptOver)),
             Stage::Running {
@@ -46,14 +46,14 @@ impl Held {
     }
 
     fn has_expired(&self, now: Timestamp) -> bool {
-        self.task.expires_at.is_some_and(|at| at <= now)
+        self.until.expires_at.is_some_and(|at| at <= now)
     }
 
     /// When an attempt that starts now is stopped, and what it has failed of then.
     fn limit(&self, now: Timestamp) -> (Timestamp, FailureKind) {
         let seconds = u64::from(self.task.pull_policy.timeout_seconds.max(1));
         let timeout = now.after(Duration::from_secs(seconds));
-        match self.task.expires_at {
+        match self.until.expires_at {
             Some(expires_at) if expires_at <= timeout => {
                 (expires_at, FailureKind::DeadlineExceeded)
             }
@@ -97,7 +97,7 @@ impl WorkerState {
                 stop_as,
                 stopping: false,
             };
-            self.memory.attempt(&held.id, held.attempt, now);
+            self.memory.attempt(&held.id, held.attempt, held.until, now);
             effects.push(Effect::StartPull {
                 pull,
                 task: Arc::clone(&held.task),

@@ -8,7 +8,7 @@ use crate::domain::time::Timestamp;
 use crate::wire::task::{PullTask, Run};
 use crate::wire::worker::PullId;
 use crate::work::effect::{DeliveryToken, Effect, Note};
-use crate::work::hand::{Held, Stage, Succession, pull_id, succession};
+use crate::work::hand::{Held, Stage, Succession, Until, pull_id, succession};
 use crate::work::memory::REVOCATION_MEMORY;
 
 impl WorkerState {
@@ -59,9 +59,12 @@ impl WorkerState {
             let next = self.memory.attempts(&id).saturating_add(1);
             (deliveries.max(next), Stage::Waiting)
         });
+        let until = Until::of(&task, now);
+        let until = self.memory.until(&id, until.released_at).unwrap_or(until);
         self.hand.held.push(Held {
             id,
             task,
+            until,
             token,
             attempt,
             in_progress_at: now.after(self.settings.ack_wait / ACKS_PER_WAIT),

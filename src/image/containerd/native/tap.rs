@@ -13,8 +13,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::failure::{Failure, FailureKind};
 use crate::domain::image::Digest;
-use crate::image::containerd::disk::Room;
 use crate::image::containerd::meter::LayerMeter;
+use crate::image::disk::Room;
 use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
 use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
 

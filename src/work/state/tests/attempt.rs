@@ -231,6 +231,49 @@ fn the_jobs_deadline_stops_an_attempt_for_good() {
     );
 }
 
+/// A worker's clock is minutes ahead, or behind: what was left at the release is what there is.
+#[test]
+fn a_deadline_is_counted_from_the_delivery_whatever_this_nodes_clock_shows() {
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    for ahead in [0, 10, 600] {
+        for behind in [0, 20] {
+            let mut worker = Worker::new(1);
+            worker.pass(minutes(ahead));
+            let mut task = task("a", "nginx");
+            let released = worker.now.after(minutes(behind));
+            let released = released.since(Timestamp::EPOCH) - minutes(ahead);
+            task.released_at = Some(Timestamp::EPOCH.after(released));
+            task.expires_at = Some(Timestamp::EPOCH.after(released + minutes(2)));
+            let (_, pull) = worker.start(&task);
+            let began = worker.now;
+            let effects = worker.wait_for(DeadlineReason::AttemptOver);
+            assert!(effects.contains(&Effect::CancelPull(pull)));
+            assert_eq!(worker.now.since(began), minutes(2), "{ahead} {behind}");
+            let failure = Failure::new(FailureKind::Internal, "cancelled");
+            let failure = told(&worker.fail(pull, failure)).event.failure.clone();
+            assert_eq!(failure.unwrap().kind, FailureKind::DeadlineExceeded);
+        }
+    }
+}
+
+#[test]
+fn a_retry_has_what_its_first_attempt_left_of_the_deadline() {
+    let mut worker = Worker::new(1);
+    let mut task = task("a", "nginx");
+    task.released_at = Some(Timestamp::EPOCH);
+    task.expires_at = Some(Timestamp::EPOCH.after(Duration::from_secs(60)));
+    let (_, pull) = worker.start(&task);
+    let began = worker.now;
+    worker.pass(Duration::from_secs(20));
+    let failure = Failure::new(FailureKind::RegistryUnavailable, "503");
+    let event = told(&worker.fail(pull, failure));
+    worker.input(Input::Stored(event.store));
+    worker.pass(Duration::from_secs(10));
+    worker.start(&task);
+    worker.wait_for(DeadlineReason::AttemptOver);
+    assert_eq!(worker.now.since(began), Duration::from_secs(60));
+}
+
 #[test]
 fn an_expired_task_is_not_started() {
     let mut worker = Worker::new(1);

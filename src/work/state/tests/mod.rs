@@ -49,6 +49,7 @@ pub(super) fn task(job: &str, image: &str) -> PullTask {
         pin: false,
         unpack: true,
         expires_at: None,
+        released_at: None,
         labels: [("team".to_owned(), "infra".to_owned())].into(),
         annotations: [].into(),
         traceparent: Some(TRACEPARENT.parse().unwrap()),
