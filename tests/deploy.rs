@@ -9,10 +9,15 @@
     reason = "the support's, for the reader of a failed test"
 )]
 
+#[path = "support/authority.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared by several test crates")]
+mod authority;
 #[path = "support/parts.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared by several test crates")]
 mod parts;
 
+#[path = "deploy/broker_tls.rs"]
+mod broker_tls;
 #[path = "deploy/components.rs"]
 mod components;
 #[path = "deploy/documents.rs"]
@@ -256,12 +261,12 @@ fn a_field_that_kubernetes_does_not_know_is_found() {
     assert!(!valid && said.contains("readOnlyRootFileSystem"), "{said}");
 }
 
-#[test]
-fn nats_server_takes_the_cluster_configuration() {
+/// What nats-server of every generation says to a file of deploy/nats, with these variables beside those that cluster.conf wants.
+fn nats_server_takes(file: &str, variables: &[(String, String)]) {
     for part in ["nats-2.10", "nats-2.15"] {
         let mut command = Command::new(parts::program(part, "nats-server"));
         command.arg("-t").arg("-c");
-        command.arg(deploy().join("nats/cluster.conf"));
+        command.arg(deploy().join("nats").join(file));
         command.env("SERVER_NAME", "prewarm-nats-0");
         command.env("STORE_DIR", "/data");
         for name in [
@@ -279,9 +284,15 @@ fn nats_server_takes_the_cluster_configuration() {
                 format!("nats://cluster:secret@prewarm-nats-{number}.prewarm-nats-servers:6222");
             command.env(format!("ROUTE_{number}"), route);
         }
+        command.envs(variables.iter().cloned());
         let said = output(&mut command);
         assert!(said.contains("is valid"), "{part}: {said}");
     }
+}
+
+#[test]
+fn nats_server_takes_the_cluster_configuration() {
+    nats_server_takes("cluster.conf", &[]);
 }
 
 #[test]

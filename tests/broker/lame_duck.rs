@@ -1,11 +1,12 @@
 //! A server that is told to go: by the pod's hook and by the unit's signal.
 
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use async_nats::{ConnectOptions, Event};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -79,32 +80,50 @@ async fn a_server_that_goes_tells_its_clients_and_they_go_on_elsewhere() {
 }
 
 /// nats-server as process 1 of a namespace, as in a pod.
-struct Pod {
+pub(crate) struct Pod {
     /// `unshare`, which ends with it.
-    process: Process,
-    url: String,
+    pub(crate) process: Process,
+    pub(crate) port: u16,
     _dir: TempDir,
 }
 
 impl Pod {
     async fn start(version: NatsVersion) -> Self {
+        let text = |ports: &[Ports]| shipped::cluster(shipped::CLUSTER, 0, ports);
+        Self::start_by(text, |file| {
+            let mut command = Command::new(version.program());
+            command.arg("--config").arg(file);
+            command
+        })
+        .await
+    }
+
+    /// Starts this configuration by this call, which is given the file of it.
+    pub(crate) async fn start_by(
+        text: impl FnOnce(&[Ports]) -> String,
+        call: impl FnOnce(&Path) -> Command,
+    ) -> Self {
         let dir = parts::temp_dir();
         let port = free_port();
         let ports = [(); 3].map(|()| Ports {
             route: free_port(),
             monitor: free_port(),
         });
-        let text = shipped::cluster(shipped::CLUSTER, 0, &ports)
+        let text = text(&ports)
             .replace("@PORT@", &port.to_string())
             .replace("@STORE@", &dir.path().join("store").display().to_string());
         let file = dir.path().join("nats.conf");
         std::fs::write(&file, slower(&text)).unwrap();
+        let call = call(&file);
         let mut command = Command::new("unshare");
         command
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-            .arg(version.program())
-            .arg("--config")
-            .arg(file);
+            .arg(call.get_program())
+            .args(call.get_args())
+            .envs(
+                call.get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
         let process = Process::spawn("a pod", &mut command, &dir.path().join("log"), dir.path());
         eventually("the pod's server to be ready", LIMIT, async || {
             let log = process.log();
@@ -113,7 +132,7 @@ impl Pod {
         .await;
         Self {
             process,
-            url: format!("nats://127.0.0.1:{port}"),
+            port,
             _dir: dir,
         }
     }
@@ -126,7 +145,7 @@ impl Pod {
     }
 
     /// What kubelet does before SIGTERM.
-    fn hook(&self, version: NatsVersion, call: &[&str]) -> Output {
+    pub(crate) fn hook(&self, version: NatsVersion, call: &[&str]) -> Output {
         Command::new("nsenter")
             .args(["--pid", "--mount", "--target"])
             .arg(self.first().as_raw_nonzero().to_string())
@@ -137,10 +156,19 @@ impl Pod {
     }
 }
 
+/// What the container's `preStop` calls.
+pub(crate) fn hook(container: &Value) -> Vec<&str> {
+    let call = container["lifecycle"]["preStop"]["exec"]["command"].as_array();
+    let words = call.expect("a hook").iter();
+    let call: Vec<&str> = words.map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(call[0], "nats-server");
+    call
+}
+
 /// The pause before the first client is let go, in the place of the shipped ten seconds.
 const PAUSE: Duration = Duration::from_secs(3);
 
-fn slower(text: &str) -> String {
+pub(crate) fn slower(text: &str) -> String {
     let pause = format!("lame_duck_grace_period: {}s", PAUSE.as_secs());
     let slower = text.replace("lame_duck_grace_period: 10s", &pause);
     assert_ne!(slower, text);
@@ -152,13 +180,7 @@ async fn the_pods_hook_has_its_server_go_and_sigterm_does_not_hasten_it() {
     let all = cluster_broker();
     let container = nats(&all);
     assert_eq!(container["command"], json!(["nats-server"]));
-    let call = container["lifecycle"]["preStop"]["exec"]["command"].as_array();
-    let call: Vec<&str> = call
-        .expect("a hook")
-        .iter()
-        .map(|word| word.as_str().unwrap())
-        .collect();
-    assert_eq!(call[0], "nats-server");
+    let call = hook(container);
     for version in NatsVersion::ALL {
         let mut pod = Pod::start(version).await;
         let (told, mut events) = mpsc::unbounded_channel();
@@ -168,7 +190,8 @@ async fn the_pods_hook_has_its_server_go_and_sigterm_does_not_hasten_it() {
             let _ = told.send(event);
             std::future::ready(())
         });
-        let client = options.connect(&pod.url).await.unwrap();
+        let url = format!("nats://127.0.0.1:{}", pod.port);
+        let client = options.connect(url).await.unwrap();
         client.flush().await.unwrap();
         let mut until = async |wanted: Event| {
             let seen = async { while events.recv().await.unwrap() != wanted {} };

@@ -12,3 +12,4 @@ mod lame_duck;
 mod manifests;
 mod probes;
 mod servers;
+mod tls;

@@ -20,6 +20,21 @@ pub(crate) fn rendered(folder: &Path) -> Vec<Value> {
     serde_saphyr::from_multiple(std::str::from_utf8(&output.stdout).unwrap()).unwrap()
 }
 
+/// The same of an overlay of a user's own: three servers, and this component.
+pub(crate) fn cluster_broker_with(component: &str) -> Vec<Value> {
+    let dir = parts::temp_dir();
+    let own = std::fs::canonicalize(dir.path()).unwrap();
+    // Kustomize takes no absolute paths.
+    let up = "../".repeat(own.components().count() - 1);
+    let shipped = std::fs::canonicalize(deploy().join("kubernetes")).unwrap();
+    let shipped = format!("{up}{}", shipped.strip_prefix("/").unwrap().display());
+    let kustomization = format!(
+        "resources: ['{shipped}/overlays/cluster-broker']\ncomponents: ['{shipped}/components/{component}']\n"
+    );
+    std::fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
+    rendered(&own)
+}
+
 /// The objects of the overlay with three servers.
 pub(crate) fn cluster_broker() -> Vec<Value> {
     rendered(&deploy().join("kubernetes/overlays/cluster-broker"))

@@ -5,13 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nkeys::KeyPair;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    date_time_ymd,
-};
 use tempfile::TempDir;
 
 use super::dispatcher::LIMIT;
+use crate::support::authority::{Authority, expired};
 use crate::support::distance::Distance;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::operator::{Good, Operator};
@@ -132,53 +129,6 @@ fn users(user: &KeyPair) -> String {
         "accounts {{ CORE: {{ jetstream: enabled, users: [{{nkey: {}}}] }} }}\n",
         user.public_key()
     )
-}
-
-/// A certificate authority that writes PEM files into a folder.
-struct Authority {
-    issuer: Issuer<'static, rcgen::KeyPair>,
-    folder: PathBuf,
-}
-
-impl Authority {
-    /// One whose certificate goes to this file.
-    fn new(folder: &Path, file: &str) -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Two of the same name would be taken for one.
-        params.distinguished_name.push(DnType::CommonName, file);
-        let pem = params.self_signed(&key).unwrap().pem();
-        std::fs::write(folder.join(file), pem).unwrap();
-        Self {
-            issuer: Issuer::new(params, key),
-            folder: folder.to_owned(),
-        }
-    }
-
-    /// A certificate for this name and its key, as NAME.pem and NAME.key.
-    fn issue(&self, name: &str, host: &str) {
-        self.issue_with(name, host, |_| {});
-    }
-
-    fn issue_with(&self, name: &str, host: &str, change: impl FnOnce(&mut CertificateParams)) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        change(&mut params);
-        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
-        std::fs::write(self.folder.join(format!("{name}.pem")), pem).unwrap();
-        let key_file = self.folder.join(format!("{name}.key"));
-        std::fs::write(key_file, key.serialize_pem()).unwrap();
-    }
-}
-
-fn expired(params: &mut CertificateParams) {
-    params.not_before = date_time_ymd(2020, 1, 1);
-    params.not_after = date_time_ymd(2021, 1, 1);
 }
 
 /// nats-server's TLS with this certificate.

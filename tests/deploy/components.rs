@@ -8,6 +8,11 @@ use super::{KUBERNETES, deploy, parts, rendered, validate};
 
 /// A folder that a user might make: the base with these components, and more lines, rendered.
 pub(crate) fn with_components_and(names: &[&str], more: &str) -> String {
+    overlay_of("base", names, more)
+}
+
+/// The same of another folder than the base.
+pub(crate) fn overlay_of(resource: &str, names: &[&str], more: &str) -> String {
     let dir = parts::temp_dir();
     let own = fs::canonicalize(dir.path()).unwrap();
     // Kustomize takes no absolute paths.
@@ -19,7 +24,7 @@ pub(crate) fn with_components_and(names: &[&str], more: &str) -> String {
         .map(|name| format!("  - {kubernetes}/components/{name}\n"))
         .collect();
     let kustomization =
-        format!("resources: ['{kubernetes}/base']\ncomponents:\n{components}{more}");
+        format!("resources: ['{kubernetes}/{resource}']\ncomponents:\n{components}{more}");
     fs::write(own.join("kustomization.yaml"), kustomization).unwrap();
     rendered(&own)
 }
@@ -34,7 +39,7 @@ pub(crate) fn objects_with(names: &[&str]) -> Vec<Value> {
 }
 
 /// The example that a component's own comment gives, without the comment's marks.
-fn example(component: &str, begin: &str) -> String {
+pub(crate) fn example(component: &str, begin: &str) -> String {
     let path = deploy().join(format!(
         "kubernetes/components/{component}/kustomization.yaml"
     ));

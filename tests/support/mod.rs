@@ -17,6 +17,7 @@
     reason = "for the reader of a failed test"
 )]
 
+pub mod authority;
 pub mod collector;
 pub mod containerd;
 pub mod cri;

@@ -1,5 +1,6 @@
 //! Three nats-servers that keep streams together.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
@@ -34,6 +35,8 @@ enum Access {
     Open,
     /// By a user of the shipped accounts.
     User,
+    /// The same with TLS, trusting this CA.
+    Tls(PathBuf),
 }
 
 impl NatsCluster {
@@ -69,6 +72,14 @@ impl NatsCluster {
     pub async fn shipped_with(version: NatsVersion, change: impl Fn(String) -> String) -> Self {
         Self::of(version, Access::User, |number, ports| {
             change(shipped::cluster(shipped::CLUSTER, number, ports))
+        })
+        .await
+    }
+
+    /// Starts the shipped configuration with TLS, each server with `tls.crt`, `tls.key` and `ca.crt` of a folder of its own.
+    pub async fn shipped_with_tls(version: NatsVersion, files: &[PathBuf], ca: &Path) -> Self {
+        Self::of(version, Access::Tls(ca.to_owned()), |number, ports| {
+            shipped::cluster_tls(number, ports, &files[number], false)
         })
         .await
     }
@@ -116,6 +127,7 @@ impl NatsCluster {
         let begin = match self.access {
             Access::Open => "nats://127.0.0.1".to_owned(),
             Access::User => format!("nats://{login}@127.0.0.1"),
+            Access::Tls(_) => format!("tls://{login}@{}", shipped::TLS_HOST),
         };
         let urls: Vec<String> = self
             .servers
@@ -139,6 +151,9 @@ impl NatsCluster {
             .collect();
         if !matches!(self.access, Access::Open) {
             options = options.user_and_password("core".to_owned(), "core".to_owned());
+        }
+        if let Access::Tls(ca) = &self.access {
+            options = options.add_root_certificates(ca.clone());
         }
         within(
             READY_LIMIT,

@@ -1,9 +1,14 @@
 //! The broker's configuration that is shipped in deploy/nats, filled in as its users are told to.
 
+use std::path::Path;
+
 /// The accounts, which read their passwords from variables.
 pub const ACCOUNTS: &str = include_str!("../../deploy/nats/accounts.conf");
 /// One of three servers.
 pub const CLUSTER: &str = include_str!("../../deploy/nats/cluster.conf");
+
+/// The same with TLS.
+pub const CLUSTER_TLS: &str = include_str!("../../deploy/nats/cluster-tls.conf");
 
 /// The variables of [`ACCOUNTS`]: everyone's password is the name of the role.
 const PASSWORDS: &str = "CORE_PASSWORD: core\nNODE_1_PASSWORD: node\nWEBHOOK_PASSWORD: webhook\nCI_PASSWORD: ci\nSYS_PASSWORD: sys\n";
@@ -73,4 +78,42 @@ pub fn cluster(conf: &str, number: usize, all: &[Ports]) -> String {
     });
     let routes: String = routes.collect();
     format!("CLUSTER_PASSWORD: cluster\n{routes}{text}")
+}
+
+/// The name by which everybody calls every server of [`cluster_tls`]; an address is in none of their certificates.
+pub const TLS_HOST: &str = "localhost";
+
+/// The same of the configuration with TLS: `tls.crt`, `tls.key` and `ca.crt` are in `files`.
+pub fn cluster_tls(number: usize, all: &[Ports], files: &Path, verify: bool) -> String {
+    let mut text = CLUSTER_TLS.to_owned();
+    let mut put = |old: &str, count: usize, new: &str| {
+        assert_eq!(text.matches(old).count(), count, "{old:?} in {CLUSTER_TLS}");
+        text = text.replace(old, new);
+    };
+    let included = cluster(CLUSTER, number, all).replace("@127.0.0.1:", &format!("@{TLS_HOST}:"));
+    put("\ninclude cluster.conf\n", 1, &format!("\n{included}"));
+    let route = all[number].route;
+    put(
+        "  port: 6222\n",
+        1,
+        &format!("  listen: \"127.0.0.1:{route}\"\n"),
+    );
+    for (variable, file) in [
+        ("$TLS_CERT", "tls.crt"),
+        ("$TLS_KEY", "tls.key"),
+        ("$TLS_CA", "ca.crt"),
+    ] {
+        put(
+            &format!("file: {variable}\n"),
+            2,
+            &format!("file: \"{}\"\n", files.join(file).display()),
+        );
+    }
+    put("verify: $TLS_VERIFY", 1, &format!("verify: {verify}"));
+    put(
+        "advertise: $ADVERTISE",
+        1,
+        &format!("advertise: \"{TLS_HOST}:@PORT@\""),
+    );
+    text
 }
