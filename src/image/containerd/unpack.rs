@@ -223,12 +223,12 @@ impl Step<'_> {
                 return Err(client.failure(what, &status));
             }
         }
-        // Only now is it known to be true.
+        // Only now is it known to be true. Content that is not committed yet gets the label with its commit.
         let uncompressed = (labels::UNCOMPRESSED.to_owned(), self.diff_id.to_string());
-        let known = client.info(&self.layer.digest).await?;
-        if known
-            .is_some_and(|known| known.labels.get(labels::UNCOMPRESSED) == Some(&uncompressed.1))
-        {
+        let Some(known) = client.info(&self.layer.digest).await? else {
+            return Ok(());
+        };
+        if known.labels.get(labels::UNCOMPRESSED) == Some(&uncompressed.1) {
             return Ok(());
         }
         client

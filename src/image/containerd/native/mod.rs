@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use containerd_client::types::Mount;
 use futures::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 
 use self::scratch::Layers;
 pub(super) use self::scratch::{Scratch, blocking};
 pub(super) use self::tap::Tap;
-use self::tap::Unpacked;
 use super::Shared;
 use super::fetch::Fetcher;
 use super::flights::Turn;
@@ -57,11 +56,12 @@ pub(super) struct Native<'a> {
     pub(super) config: &'a ImageConfig,
 }
 
-/// A layer that is all there.
+/// A layer whose turn to become a snapshot can come.
 enum Ready {
     /// Its snapshot was there, or came to be there meanwhile.
     Committed,
-    /// It is unpacked, and nobody else of this process does the same.
+    /// All of it is unpacked and verified, and nobody else of this process does the same. Its content may not be committed
+    /// yet: containerd hashes that while it looks at the files of the snapshot, in calls that both take their time.
     Unpacked {
         dir: PathBuf,
         implicit: Vec<Implicit>,
@@ -74,29 +74,30 @@ impl Native<'_> {
     /// them.
     pub(super) async fn run(&self) -> Result<(), Failure> {
         let chain = self.config.chain_ids();
-        let (ready, mut committing) = mpsc::channel(1);
+        let (ready, committing): (Vec<_>, Vec<_>) =
+            chain.iter().map(|_| oneshot::channel()).unzip();
         let bring = async {
-            let layers: Vec<_> = (0..chain.len())
-                .map(|number| {
+            let layers: Vec<_> = ready
+                .into_iter()
+                .enumerate()
+                .map(|(number, ready)| {
                     let Descriptor { digest, size, .. } = &self.manifest.layers[number];
                     let span = tracing::info_span!("layer", %digest, size, error = Empty);
-                    phase(span, self.layer(&chain, number))
+                    phase(span, self.layer(&chain, number, ready))
                 })
                 .collect();
             let mut layers = futures::stream::iter(layers).buffered(LAYERS_AT_ONCE);
             while let Some(layer) = layers.next().await {
-                // The other side ends early only when it fails, and then this one is dropped.
-                let _ = ready.send(layer?).await;
+                layer?;
             }
-            drop(ready);
             Ok::<_, Failure>(())
         };
         let commit = async {
-            let mut number = 0;
-            while let Some(layer) = committing.recv().await {
+            for (number, ready) in committing.into_iter().enumerate() {
+                // The other side ends without a word only when it fails, and then this one is dropped.
+                let Ok(layer) = ready.await else { break };
                 let span = tracing::info_span!("commit", layer = number, error = Empty);
                 phase(span, self.commit(&chain, number, layer)).await?;
-                number += 1;
             }
             Ok(())
         };
@@ -105,7 +106,13 @@ impl Native<'_> {
         keep(client, &self.shared.snapshotter, self.manifest, &chain).await
     }
 
-    async fn layer(&self, chain: &[Digest], number: usize) -> Result<Ready, Failure> {
+    /// Brings a layer into the content store, and tells once it is unpacked, which may be before.
+    async fn layer(
+        &self,
+        chain: &[Digest],
+        number: usize,
+        ready: oneshot::Sender<Ready>,
+    ) -> Result<(), Failure> {
         let (layer, chain_id) = (&self.manifest.layers[number], &chain[number]);
         let turn = self.shared.snapshots.turn(chain_id, |_| {}).await;
         let client = &self.lease.client;
@@ -113,31 +120,48 @@ impl Native<'_> {
         if has_snapshot(client, snapshotter, chain_id).await? {
             self.meter.layer(OWN, number).set(layer.size);
             self.fetcher.blob(layer, Labels::new()).await?;
-            return Ok(Ready::Committed);
+            let _ = ready.send(Ready::Committed);
+            return Ok(());
         }
         let wanted = MIN_LAYER_MEMORY.saturating_add(layer.size.saturating_mul(MEMORY_PER_BYTE));
         let _memory = self.shared.memory.hold(wanted.min(tap::MEMORY_BYTES)).await;
-        let (mut tap, dir) = self.tap(layer, number).await?;
-        self.fetcher.tapped(layer, &mut tap).await?;
-        if tap.finish(layer.size).await.is_none() {
-            // It came another way, with another client's pull as a rule, who may unpack it as well.
-            if has_snapshot(client, snapshotter, chain_id).await? {
-                self.meter.layer(OWN, number).set(layer.size);
-                return Ok(Ready::Committed);
-            }
-            tap = self.tap(layer, number).await?.0;
-            self.read(layer, &mut tap).await?;
+        let mut waiting = Some((ready, turn));
+        let fetch = async |tap: &mut Tap| {
+            self.fetcher.tapped(layer, tap).await?;
+            Ok(layer.size)
+        };
+        if self.unpack(number, &mut waiting, fetch).await? {
+            return Ok(());
         }
-        let diff_id = &self.config.rootfs.diff_ids[number];
-        let implicit = verify(tap, layer, diff_id).await?.implicit;
-        Ok(Ready::Unpacked {
-            dir,
-            implicit,
-            turn,
-        })
+        // It came another way, with another client's pull as a rule, who may unpack it as well.
+        if has_snapshot(client, snapshotter, chain_id).await? {
+            self.meter.layer(OWN, number).set(layer.size);
+            if let Some((ready, _turn)) = waiting {
+                let _ = ready.send(Ready::Committed);
+            }
+            return Ok(());
+        }
+        let read = async |tap: &mut Tap| self.read(layer, tap).await;
+        match self.unpack(number, &mut waiting, read).await? {
+            true => Ok(()),
+            false => Err(Failure::new(
+                FailureKind::RuntimeUnavailable,
+                format!("containerd has not all of layer {}", layer.digest),
+            )),
+        }
     }
 
-    async fn tap(&self, layer: &Descriptor, number: usize) -> Result<(Tap, PathBuf), Failure> {
+    /// Unpacks what `feed` lets into a tap, of which it says how many bytes there are, and tells who waits for it as soon as
+    /// that is verified, while `feed` may have more to do. Says whether it was told, now or before; if not, the tap did not
+    /// see all of the layer.
+    async fn unpack(
+        &self,
+        number: usize,
+        waiting: &mut Option<(oneshot::Sender<Ready>, Turn)>,
+        feed: impl AsyncFnOnce(&mut Tap) -> Result<u64, Failure>,
+    ) -> Result<bool, Failure> {
+        let layer = &self.manifest.layers[number];
+        let diff_id = &self.config.rootfs.diff_ids[number];
         let dir = self.scratch.layer(number).await?;
         let level = match number {
             0 => Level::Lowest,
@@ -146,12 +170,33 @@ impl Native<'_> {
         let meter = self.meter.layer(OWN, number);
         let room = self.fetcher.room.clone();
         let to = (dir.clone(), level);
-        let tap = Tap::start(self.workers, &layer.digest, to, room, meter);
-        Ok((tap, dir))
+        let digests = (&layer.digest, diff_id);
+        let (mut tap, unpacked) = Tap::start(self.workers, digests, to, room, meter);
+        let feed = async {
+            let size = feed(&mut tap).await?;
+            let seen = tap.verify(size).await;
+            // Nobody is to wait for what does not come.
+            drop(tap);
+            seen
+        };
+        let tell = async {
+            if let Ok(implicit) = unpacked.await
+                && let Some((ready, turn)) = waiting.take()
+            {
+                let _ = ready.send(Ready::Unpacked {
+                    dir,
+                    implicit,
+                    turn,
+                });
+            }
+            Ok(())
+        };
+        let (seen, ()) = futures::future::try_join(feed, tell).await?;
+        Ok(seen || waiting.is_none())
     }
 
-    /// Lets a layer of the content store into the tap.
-    async fn read(&self, layer: &Descriptor, tap: &mut Tap) -> Result<(), Failure> {
+    /// Lets a layer of the content store into the tap, and says how many bytes it has.
+    async fn read(&self, layer: &Descriptor, tap: &mut Tap) -> Result<u64, Failure> {
         let client = &self.lease.client;
         let mut pieces = client.stream(&layer.digest).await?;
         let mut offset = 0;
@@ -160,7 +205,7 @@ impl Native<'_> {
                 client.failure(format_args!("reading {}", layer.digest), &status)
             })?;
             let Some(piece) = piece else {
-                return Ok(());
+                return Ok(offset);
             };
             let bytes = Bytes::from(piece.data);
             let length = bytes.len() as u64;
@@ -204,24 +249,6 @@ impl Native<'_> {
         }
         Ok(())
     }
-}
-
-/// What came out of a layer, if it is what the configuration says.
-async fn verify(tap: Tap, layer: &Descriptor, diff_id: &Digest) -> Result<Unpacked, Failure> {
-    let unpacked = tap
-        .into_outcome()
-        .await
-        .map_err(|error| error.failure(&layer.digest))?;
-    if unpacked.diff_id == *diff_id {
-        return Ok(unpacked);
-    }
-    Err(Failure::new(
-        FailureKind::DigestMismatch,
-        format!(
-            "layer {} unpacks to {}, while the image's configuration says {diff_id}",
-            layer.digest, unpacked.diff_id
-        ),
-    ))
 }
 
 /// Puts an unpacked layer in the place of the directory that a snapshot is made of.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -31,8 +31,8 @@ pub(in crate::image::containerd) const MEMORY_BYTES: u64 =
 pub(in crate::image::containerd) struct Unpacked {
     /// The digest of the archive.
     pub(in crate::image::containerd) diff_id: Digest,
-    /// Directories that are to look as in the layers below.
-    pub(in crate::image::containerd) implicit: Vec<Implicit>,
+    /// Directories that are to look as in the layers below; none any more once somebody has got them.
+    implicit: Vec<Implicit>,
 }
 
 /// Why a layer was not unpacked.
@@ -75,6 +75,9 @@ impl UnpackError {
 /// Takes a layer's bytes from its first to its last.
 pub(in crate::image::containerd) struct Tap {
     layer: Digest,
+    /// What the archive hashes to if it is the right one, and who waits for it to be unpacked.
+    diff_id: Digest,
+    waiting: Option<oneshot::Sender<Vec<Implicit>>>,
     /// `None` once bytes were missed, or no more are to come.
     input: Option<mpsc::Sender<Vec<Bytes>>>,
     /// Bytes that were taken.
@@ -93,24 +96,29 @@ enum Running {
 
 impl Tap {
     /// Starts to unpack into an empty directory. The threads are told of to `workers`, and end soon
-    /// after the tap is dropped.
+    /// after the tap is dropped. Once all of the layer is there and hashes to `diff_id`, its directories without an
+    /// entry can be received; otherwise the sender is dropped with the tap.
     pub(super) fn start(
         workers: &TaskTracker,
-        layer: &Digest,
+        (layer, diff_id): (&Digest, &Digest),
         to: (PathBuf, Level),
         room: Room,
         meter: LayerMeter,
-    ) -> Self {
+    ) -> (Self, oneshot::Receiver<Vec<Implicit>>) {
         let (input, batches) = mpsc::channel(INPUT_QUEUE);
         let threads = workers.spawn_blocking(move || unpack(batches, to, &room, &meter));
-        Self {
+        let (waiting, unpacked) = oneshot::channel();
+        let tap = Self {
             layer: layer.clone(),
+            diff_id: diff_id.clone(),
+            waiting: Some(waiting),
             input: Some(input),
             fed: 0,
             missed: false,
             refused: false,
             state: Running::Threads(threads),
-        }
+        };
+        (tap, unpacked)
     }
 
     /// Takes the bytes at an offset. Those that do not continue the others spoil the whole.
@@ -151,16 +159,32 @@ impl Tap {
     ) -> Option<&Result<Unpacked, UnpackError>> {
         self.input = None;
         let seen = self.refused || (!self.missed && self.fed == size);
+        self.outcome().await;
+        if seen
+            && let Running::Done(Ok(unpacked)) = &mut self.state
+            && unpacked.diff_id == self.diff_id
+            && let Some(waiting) = self.waiting.take()
+        {
+            // Whoever does not wait any more has failed, and needs nothing.
+            let _ = waiting.send(std::mem::take(&mut unpacked.implicit));
+        }
         let outcome = self.outcome().await;
         seen.then_some(outcome)
     }
 
-    /// What came out.
-    pub(super) async fn into_outcome(mut self) -> Result<Unpacked, UnpackError> {
-        self.input = None;
-        match self.state {
-            Running::Threads(threads) => threads.await.unwrap_or(Err(UnpackError::Thread)),
-            Running::Done(outcome) => outcome,
+    /// Says whether it saw all `size` bytes, and fails if what came out of them is not what it should be.
+    pub(super) async fn verify(&mut self, size: u64) -> Result<bool, Failure> {
+        let (layer, expected) = (self.layer.clone(), self.diff_id.clone());
+        match self.finish(size).await {
+            None => Ok(false),
+            Some(Ok(unpacked)) if unpacked.diff_id == expected => Ok(true),
+            Some(Ok(Unpacked { diff_id, .. })) => Err(Failure::new(
+                FailureKind::DigestMismatch,
+                format!(
+                    "layer {layer} unpacks to {diff_id}, while the image's configuration says {expected}"
+                ),
+            )),
+            Some(Err(error)) => Err(error.failure(&layer)),
         }
     }
 
