@@ -11,6 +11,7 @@
 mod support;
 
 mod cri_reserve;
+mod direct;
 mod elsewhere;
 mod faulty;
 mod full;

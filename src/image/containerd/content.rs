@@ -271,8 +271,8 @@ impl Ingest {
 
     /// Has the bytes written to the ingest's own file from now on, if it is to be found there.
     pub(super) async fn write_into(&mut self, store: &Path) {
-        let suffix = format!("/{}/{}", self.client.namespace(), self.reference);
-        self.file = ingest::find(store.to_owned(), suffix, self.offset)
+        let name = (self.client.namespace().to_owned(), self.reference.clone());
+        self.file = ingest::find(store.to_owned(), name, self.offset)
             .await
             .map(Arc::new);
     }

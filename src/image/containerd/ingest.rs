@@ -20,12 +20,17 @@ use rustix::io::Errno;
 /// fsync finds little to do.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
-/// The file of the ingest whose reference ends in `suffix`, if it has `offset` bytes.
-pub(super) async fn find(store: PathBuf, suffix: String, offset: u64) -> Option<File> {
+/// The file of the ingest of a namespace's reference, if it has `offset` bytes.
+pub(super) async fn find(
+    store: PathBuf,
+    (namespace, reference): (String, String),
+    offset: u64,
+) -> Option<File> {
     let find = move || {
         let ingests = std::fs::read_dir(store.join("ingest")).ok()?;
         let is_ours = |dir: &Path| {
-            std::fs::read(dir.join("ref")).is_ok_and(|name| name.ends_with(suffix.as_bytes()))
+            std::fs::read_to_string(dir.join("ref"))
+                .is_ok_and(|name| is_of(&name, &namespace, &reference))
         };
         let mut dirs = ingests.flatten().map(|entry| entry.path());
         let dir = dirs.find(|dir| is_ours(dir))?;
@@ -34,6 +39,14 @@ pub(super) async fn find(store: PathBuf, suffix: String, offset: u64) -> Option<
         (has == offset).then_some(file)
     };
     tokio::task::spawn_blocking(find).await.ok().flatten()
+}
+
+/// Whether the store knows a namespace's reference by this name: `NAMESPACE/NUMBER/REFERENCE` (`metadata/content.go`,
+/// `createKey`).
+fn is_of(name: &str, namespace: &str, reference: &str) -> bool {
+    let rest = name.strip_prefix(namespace);
+    let numbered = rest.and_then(|rest| rest.strip_prefix('/')?.split_once('/'));
+    numbered.is_some_and(|(number, of)| number.parse::<u64>().is_ok() && of == reference)
 }
 
 /// Writes at an offset.
@@ -69,4 +82,26 @@ pub(super) async fn append(
         Some(Errno::NOSPC | Errno::DQUOT) => Status::unknown("no space left on device"),
         _ => Status::unknown(error.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ingest_is_known_by_namespace_and_reference() {
+        let is_ours = |name| is_of(name, "k8s.io", "layer-sha256:ab");
+        assert!(is_ours("k8s.io/17/layer-sha256:ab"));
+        for other in [
+            "k8s.io/17/layer-sha256:abc",
+            "k8s.io/17/x/layer-sha256:ab",
+            "k8s.io/layer-sha256:ab",
+            "moby/17/layer-sha256:ab",
+            "17/k8s.io/layer-sha256:ab",
+            "k8s.io/x/layer-sha256:ab",
+            "",
+        ] {
+            assert!(!is_ours(other), "{other:?}");
+        }
+    }
 }
