@@ -145,8 +145,14 @@ async fn a_paused_job_releases_nothing_until_it_is_resumed() {
     }
     cell.ended("later").await;
     assert_eq!(ear.tasks("job").len(), 1, "{:?}", ear.tasks("job"));
-    let counts = cell.record("job").await.unwrap().status.counts;
-    assert_eq!((counts.pending, counts.active), (3, 0));
+    // A record follows what it tells of.
+    let what = "where three pulls wait and none is out";
+    cell.job("job", what, |job| {
+        let counts = &job.status.counts;
+        (counts.pending, counts.active) == (3, 0)
+    })
+    .await;
+    assert_eq!(ear.tasks("job").len(), 1, "{:?}", ear.tasks("job"));
 
     cell.order(JobVerb::Resume, "job").await;
     cell.job_event(Some("job"), JobEventKind::Resumed, 1).await;
