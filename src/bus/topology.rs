@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::{HeaderMap, jetstream};
@@ -85,13 +86,26 @@ pub enum TopologyError {
         /// What the client saw.
         reason: String,
     },
+    /// The leader of a cluster knows of too few servers to keep the replicas. The others may be about to come.
+    #[error(
+        "the cluster has fewer servers than the {replicas} replicas of stream {stream} ({reason}); start the missing ones, lower \
+         --replicas, or see \"A cluster that finds no peers\" in the runbook"
+    )]
+    TooFewServers {
+        /// The stream.
+        stream: String,
+        /// What was asked for.
+        replicas: usize,
+        /// The broker's words.
+        reason: String,
+    },
 }
 
 impl TopologyError {
     /// Whether trying again can help without anybody changing anything.
     #[must_use]
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Unanswered { .. })
+        matches!(self, Self::Unanswered { .. } | Self::TooFewServers { .. })
     }
 }
 
@@ -239,15 +253,21 @@ async fn ensure_stream(
     wanted: Config,
 ) -> Result<(), TopologyError> {
     let Some(found) = find(jetstream, &wanted.name).await? else {
-        let name = wanted.name.clone();
+        let (name, replicas) = (wanted.name.clone(), wanted.num_replicas);
         tracing::info!(stream = name, "making the stream");
         return match jetstream.create_stream(wanted).await {
             Ok(_) => Ok(()),
             Err(error) => Err(match error.kind() {
                 CreateStreamErrorKind::TimedOut => unanswered(&name, &error),
-                CreateStreamErrorKind::JetStream(inner) if has_no_leader(&inner) => {
-                    unanswered(&name, &error)
-                }
+                CreateStreamErrorKind::JetStream(inner) => match inner.error_code() {
+                    ErrorCode::CLUSTER_NOT_AVAILABLE => unanswered(&name, &error),
+                    ErrorCode::CLUSTER_NO_PEERS => TopologyError::TooFewServers {
+                        stream: name,
+                        replicas,
+                        reason: error.to_string(),
+                    },
+                    _ => refused("the creation", name, &error),
+                },
                 _ => refused("the creation", name, &error),
             }),
         };
@@ -328,7 +348,7 @@ async fn find(jetstream: &jetstream::Context, name: &str) -> Result<Option<Confi
 
 /// A cluster that starts, or lost its leader, refuses until it has one.
 fn has_no_leader(error: &jetstream::Error) -> bool {
-    error.error_code() == jetstream::ErrorCode::CLUSTER_NOT_AVAILABLE
+    error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE
 }
 
 /// A broker without JetStream has nobody who answers its API.

@@ -1,8 +1,8 @@
-//! A cluster that has no leader yet.
+//! A cluster that has no leader yet, or too few servers.
 
 use crate::fleet::{Fleet, LIMIT};
 use crate::support::nats::NatsVersion;
-use crate::support::nats_cluster::NatsCluster;
+use crate::support::nats_cluster::{NatsCluster, SERVERS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatcher_waits_for_a_cluster_that_has_no_leader() {
@@ -17,4 +17,14 @@ async fn a_dispatcher_waits_for_a_cluster_that_has_no_leader() {
         server.restart().await;
     }
     dispatcher.logs("leading", LIMIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_waits_for_servers_that_are_missing() {
+    let cluster = NatsCluster::start(NatsVersion::V2_15).await;
+    let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS + 2);
+    let mut dispatcher = fleet.dispatcher("a dispatcher");
+    let told =
+        "is not set up yet; trying again error=the cluster has fewer servers than the 5 replicas";
+    dispatcher.logs(told, LIMIT).await;
 }
