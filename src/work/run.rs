@@ -295,6 +295,7 @@ impl Shell {
     fn step(&mut self, input: Input) {
         let mut effects = Vec::new();
         self.state.handle(self.clock.now(), input, &mut effects);
+        self.clock.hold(self.state.slots_taken() > 0);
         for effect in effects {
             self.perform(effect);
         }

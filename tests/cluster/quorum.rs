@@ -24,6 +24,8 @@ async fn a_dispatcher_waits_for_servers_that_are_missing() {
     let cluster = NatsCluster::start(NatsVersion::V2_15).await;
     let fleet = Fleet::new(cluster.client().await, cluster.urls(), SERVERS + 2);
     let mut dispatcher = fleet.dispatcher("a dispatcher");
-    let line = dispatcher.logs("fewer servers than the 5 replicas", LIMIT).await;
+    let line = dispatcher
+        .logs("fewer servers than the 5 replicas", LIMIT)
+        .await;
     assert!(line.contains("trying again"), "{line}");
 }

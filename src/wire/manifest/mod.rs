@@ -211,16 +211,22 @@ fn read_root(
     name: &mut Option<Named>,
     problems: &mut Vec<Problem>,
 ) -> Option<JobSpec> {
+    for (key, ours) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+        if !root.has(key) {
+            fields::note(problems, key, format!("is missing; a job has {ours:?}"));
+        }
+    }
     let api_version = root.text("apiVersion", problems);
     let kind = root.text("kind", problems);
-    let read_spec = match (api_version.as_deref(), kind.as_deref()) {
-        (Some(API_VERSION), Some(KIND)) => native::spec,
-        (Some(kruise::V1ALPHA1 | kruise::V1BETA1), Some("ImagePullJob")) => kruise::image_pull_job,
-        (Some(kruise::V1ALPHA1 | kruise::V1BETA1), Some("ImageListPullJob")) => {
-            kruise::image_list_pull_job
-        }
-        (api_version, kind) => {
-            let said = format!("{} {}", api_version.unwrap_or("?"), kind.unwrap_or("?"));
+    let (Some(api_version), Some(kind)) = (api_version, kind) else {
+        return None;
+    };
+    let read_spec = match (api_version.as_str(), kind.as_str()) {
+        (API_VERSION, KIND) => native::spec,
+        (kruise::V1ALPHA1 | kruise::V1BETA1, "ImagePullJob") => kruise::image_pull_job,
+        (kruise::V1ALPHA1 | kruise::V1BETA1, "ImageListPullJob") => kruise::image_list_pull_job,
+        _ => {
+            let said = format!("{api_version} {kind}");
             let message = format!(
                 "{said:?} is not known; use {API_VERSION} {KIND}, or {} or {} with ImagePullJob or ImageListPullJob",
                 kruise::V1ALPHA1,

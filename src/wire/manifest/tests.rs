@@ -162,6 +162,10 @@ fn what_is_no_manifest_is_refused_with_its_place() {
     assert!(problems("- 1\n")[0].contains("expected an object, found a list"));
     assert!(problems("a: 1\n---\nb: 2\n")[0].contains("one message carries one manifest"));
     assert!(problems("apiVersion: v1\nkind: Pod\n")[0].contains("\"v1 Pod\" is not known"));
+    let no_version = "apiVersion: is missing; a job has \"prewarm.dev/v1\"";
+    let no_kind = "kind: is missing; a job has \"PrewarmJob\"";
+    assert_eq!(problems("kind: PrewarmJob\n"), [no_version]);
+    assert_eq!(problems("a: 1\n"), [no_version, no_kind]);
     assert!(
         parse(&[0xff, 0xfe])
             .unwrap_err()

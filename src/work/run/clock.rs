@@ -1,20 +1,29 @@
-//! The wall clock as the worker uses it: it never goes back.
+//! The wall clock as the worker uses it: it never goes back, and does not jump within a pull.
 
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::domain::time::Timestamp;
 
 /// A step of the wall clock of at least this much is followed.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Wall-clock time that follows steps forward, as after a suspend, and ignores steps back: a worker
-/// whose heartbeats waited for the clock to catch up would count as gone.
+/// Wall-clock time that ignores steps back: a worker whose heartbeats waited for the clock to catch up would count as
+/// gone. It follows steps forward, but not while pulls run: the first setting of the clock after a machine's start would
+/// end each of them by its timeout. A suspend is no step, its time counts.
 #[derive(Debug)]
 pub(super) struct Clock {
     wall: Timestamp,
-    at: Instant,
+    /// On the clock that counts suspends.
+    at: Duration,
+    held: bool,
+}
+
+/// Since the machine started, suspends included (`CLOCK_BOOTTIME` of clock_gettime(2)).
+fn since_boot() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 fn wall() -> Timestamp {
@@ -26,16 +35,22 @@ impl Clock {
     pub(super) fn new() -> Self {
         Self {
             wall: wall(),
-            at: Instant::now(),
+            at: since_boot(),
+            held: false,
         }
     }
 
+    /// Whether steps forward wait: from now on, while `held`.
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
     pub(super) fn now(&mut self) -> Timestamp {
-        let steady = self.wall.after(self.at.elapsed());
+        let steady = self.wall.after(since_boot().saturating_sub(self.at));
         let wall = wall();
-        if wall.since(steady) >= STEP {
+        if !self.held && wall.since(steady) >= STEP {
             self.wall = wall;
-            self.at = Instant::now();
+            self.at = since_boot();
             return wall;
         }
         steady
@@ -101,6 +116,17 @@ mod tests {
             "the wall went back"
         );
         clock.wall = Timestamp::EPOCH;
+        assert!(wall().since(clock.now()) < STEP);
+    }
+
+    #[test]
+    fn a_step_forward_waits_for_the_end_of_pulls() {
+        let mut clock = Clock::new();
+        clock.hold(true);
+        // As after a step forward by an hour.
+        clock.wall = Timestamp::from_millis(clock.wall.as_millis() - 3_600_000);
+        assert!(wall().since(clock.now()) > Duration::from_secs(3_599));
+        clock.hold(false);
         assert!(wall().since(clock.now()) < STEP);
     }
 }
