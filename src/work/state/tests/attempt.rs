@@ -274,6 +274,21 @@ fn a_retry_has_what_its_first_attempt_left_of_the_deadline() {
     assert_eq!(worker.now.since(began), Duration::from_secs(60));
 }
 
+/// Tasks of a dispatcher that says nothing of the release; between two of a run its deadline may have been edited.
+#[test]
+fn a_task_that_does_not_say_when_it_was_released_keeps_to_its_own_deadline() {
+    let mut worker = Worker::new(1);
+    let mut task = task("a", "nginx");
+    let (_, pull) = worker.start(&task);
+    let failure = Failure::new(FailureKind::RegistryUnavailable, "503");
+    let event = told(&worker.fail(pull, failure));
+    worker.input(Input::Stored(event.store));
+    task.expires_at = Some(worker.now);
+    let (_, effects) = worker.deliver(&task, 2);
+    let failure = told(&effects).event.failure.clone();
+    assert_eq!(failure.unwrap().kind, FailureKind::DeadlineExceeded);
+}
+
 #[test]
 fn an_expired_task_is_not_started() {
     let mut worker = Worker::new(1);
