@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::AckPolicy;
 use async_nats::jetstream::consumer::pull::{Config as PullConfig, Stream as Messages};
 use async_nats::jetstream::message::Acker;
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
 use async_nats::{HeaderMap, Message, jetstream};
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -28,7 +30,7 @@ use crate::wire::worker::{Heartbeat, Registration, RegistrationReply};
 pub(super) const QUEUE: usize = 4_096;
 /// The durable consumer of `PREWARM_JOBS`, shared by all dispatchers of a cell.
 const REQUESTS_CONSUMER: &str = "dispatcher";
-/// How long a request may be in the hands of a dispatcher before another one gets it.
+/// How long a request may be in the hands of a leader before it is delivered again; the next leader does not wait for that.
 const REQUEST_ACK_WAIT: Duration = Duration::from_secs(30);
 /// Requests in the hands of a dispatcher at once. One, so that they are applied strictly in their
 /// order: a submission that came again after the deletion of its job would make the job anew.
@@ -111,6 +113,14 @@ pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Mess
         .get_stream_no_info(&stream)
         .await
         .map_err(|e| failed(&e))?;
+    // What the leader before had in its hands comes at once, and in order, by a consumer that is made anew; by the old one it
+    // came after the ack wait, and everything else after that. A request that was answered meanwhile is known by its sequence.
+    if let Some(name) = &config.durable_name
+        && let Err(error) = handle.delete_consumer(name).await
+        && !is_missing(&error)
+    {
+        return Err(failed(&error));
+    }
     let config = PullConfig {
         ack_policy: AckPolicy::Explicit,
         max_deliver: -1,
@@ -122,6 +132,10 @@ pub(super) async fn take_from_jobs(bus: &Bus, config: PullConfig) -> Result<Mess
         .map_err(|e| failed(&e))?;
     let messages = consumer.stream().heartbeat(IDLE_HEARTBEAT);
     messages.messages().await.map_err(|e| failed(&e))
+}
+
+fn is_missing(error: &ConsumerError) -> bool {
+    matches!(error.kind(), ConsumerErrorKind::JetStream(inner) if inner.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
 async fn take_events(mut events: Reading, queue: Queue) {

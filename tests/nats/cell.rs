@@ -44,7 +44,7 @@ impl Cell {
         self.dispatcher_with(instance, LEASE).await
     }
 
-    /// With a lease of its own, for what takes its time: a leadership that ends with a request in hand costs the ack wait.
+    /// With a lease of its own, for what takes longer to read than that.
     pub(crate) async fn dispatcher_with(&self, instance: &str, lease: Duration) -> Dispatcher {
         let bus = Bus::new(self.server.client().await, Subjects::default());
         let mut settings = DispatcherSettings::new(instance.to_owned());

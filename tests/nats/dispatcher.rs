@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream;
+use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt as _;
 use prewarm::bus::topology::{self, TopologySettings};
 use prewarm::wire::event::JobEventKind;
@@ -85,6 +86,42 @@ async fn a_killed_dispatcher_is_followed_by_one_that_knows_everything() {
     let completed = cell.event(Some("base"), JobEventKind::Completed).await;
     assert_eq!(completed.data.counts.unwrap().succeeded, 3);
     second.stop().await;
+}
+
+/// Less than its ack wait, for which everything that was asked after it would wait as well.
+async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(version: NatsVersion) {
+    let cell = Cell::start(version).await;
+    let first = cell.dispatcher("one").await;
+    let _node = cell.register("node", json!({}), false).await;
+    first.stop().await;
+    for job in ["one", "two"] {
+        cell.submit(job, json!({"images": ["r.invalid/a"]})).await;
+    }
+    let stream = cell.bus.subjects.jobs_stream();
+    let stream = cell.bus.jetstream.get_stream(stream).await.unwrap();
+    let requests: PullConsumer = stream.get_consumer("dispatcher").await.unwrap();
+    let mut taken = requests.fetch().max_messages(1).messages().await.unwrap();
+    let held = within(LIMIT, "a request", taken.next()).await;
+    let held = held.unwrap().unwrap();
+    let _second = cell.dispatcher("two").await;
+    for job in ["one", "two"] {
+        cell.event(Some(job), JobEventKind::Accepted).await;
+    }
+    // Whoever comes back to it changes nothing.
+    held.ack().await.unwrap();
+    cell.submit("three", json!({"images": ["r.invalid/a"]}))
+        .await;
+    cell.event(Some("three"), JobEventKind::Accepted).await;
+}
+
+#[tokio::test]
+async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once_on_2_10() {
+    a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(NatsVersion::V2_10).await;
+}
+
+#[tokio::test]
+async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once_on_2_15() {
+    a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(NatsVersion::V2_15).await;
 }
 
 #[tokio::test]
