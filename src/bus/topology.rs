@@ -259,15 +259,12 @@ async fn ensure_stream(
             Ok(_) => Ok(()),
             Err(error) => Err(match error.kind() {
                 CreateStreamErrorKind::TimedOut => unanswered(&name, &error),
-                CreateStreamErrorKind::JetStream(inner) => match inner.error_code() {
-                    ErrorCode::CLUSTER_NOT_AVAILABLE => unanswered(&name, &error),
-                    ErrorCode::CLUSTER_NO_PEERS => TopologyError::TooFewServers {
-                        stream: name,
-                        replicas,
-                        reason: error.to_string(),
-                    },
-                    _ => refused("the creation", name, &error),
-                },
+                CreateStreamErrorKind::JetStream(inner) if has_no_leader(&inner) => {
+                    unanswered(&name, &error)
+                }
+                CreateStreamErrorKind::JetStream(inner) if has_too_few_servers(&inner) => {
+                    too_few_servers(name, replicas, &error)
+                }
                 _ => refused("the creation", name, &error),
             }),
         };
@@ -295,13 +292,30 @@ async fn ensure_stream(
     );
     match jetstream.update_stream(updated).await {
         Ok(_) => Ok(()),
-        Err(error) => Err(refused("a change", wanted.name, &error)),
+        Err(error) => Err(match error.kind() {
+            CreateStreamErrorKind::JetStream(inner) if has_too_few_servers(&inner) => {
+                too_few_servers(wanted.name, wanted.num_replicas, &error)
+            }
+            _ => refused("a change", wanted.name, &error),
+        }),
     }
 }
 
 fn unanswered(stream: &str, error: &dyn std::fmt::Display) -> TopologyError {
     TopologyError::Unanswered {
         stream: stream.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn too_few_servers(
+    stream: String,
+    replicas: usize,
+    error: &dyn std::fmt::Display,
+) -> TopologyError {
+    TopologyError::TooFewServers {
+        stream,
+        replicas,
         reason: error.to_string(),
     }
 }
@@ -349,6 +363,10 @@ async fn find(jetstream: &jetstream::Context, name: &str) -> Result<Option<Confi
 /// A cluster that starts, or lost its leader, refuses until it has one.
 fn has_no_leader(error: &jetstream::Error) -> bool {
     error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE
+}
+
+fn has_too_few_servers(error: &jetstream::Error) -> bool {
+    error.error_code() == ErrorCode::CLUSTER_NO_PEERS
 }
 
 /// A broker without JetStream has nobody who answers its API.

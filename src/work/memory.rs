@@ -51,9 +51,11 @@ impl Memory {
     }
 
     /// How long the job lasts, of an attempt before at the same release of this run.
-    pub(super) fn until(&self, pull: &PullId, released_at: Timestamp) -> Option<Until> {
+    pub(super) fn until(&self, pull: &PullId, released_at: Option<Timestamp>) -> Option<Until> {
         let tried = self.tried.get(&key(pull))?;
-        let same = tried.run == pull.run && tried.until.released_at == Some(released_at);
+        // A task that does not say it may be of another release, with a deadline that was edited.
+        let is_known = released_at.is_some() && tried.until.released_at == released_at;
+        let same = tried.run == pull.run && is_known;
         same.then_some(tried.until)
     }
 

@@ -41,14 +41,9 @@ impl Cell {
     }
 
     pub(crate) async fn dispatcher(&self, instance: &str) -> Dispatcher {
-        self.dispatcher_with(instance, LEASE).await
-    }
-
-    /// With a lease of its own, for what takes longer to read than that.
-    pub(crate) async fn dispatcher_with(&self, instance: &str, lease: Duration) -> Dispatcher {
         let bus = Bus::new(self.server.client().await, Subjects::default());
         let mut settings = DispatcherSettings::new(instance.to_owned());
-        settings.lease = lease;
+        settings.lease = LEASE;
         settings.audit_every = AUDIT_EVERY;
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(run(bus, settings, shutdown.clone()));

@@ -88,7 +88,7 @@ async fn a_killed_dispatcher_is_followed_by_one_that_knows_everything() {
     second.stop().await;
 }
 
-/// Less than its ack wait, for which everything that was asked after it would wait as well.
+/// Within less than the request's ack wait, for which all that was asked later would wait as well.
 async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(version: NatsVersion) {
     let cell = Cell::start(version).await;
     let first = cell.dispatcher("one").await;

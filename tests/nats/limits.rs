@@ -188,7 +188,7 @@ async fn a_job_of_255_images_runs_and_one_of_256_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_at_the_brokers_limit_are_answered_and_larger_ones_refused() {
     let cell = Cell::start(NatsVersion::V2_15).await;
-    let dispatcher = cell.dispatcher_with("one", LONG).await;
+    let dispatcher = cell.dispatcher("one").await;
     let mut blue = cell.register("blue", json!({}), false).await;
     assert_eq!(cell.bus.client.max_payload(), MAX_PAYLOAD);
 

@@ -17,7 +17,7 @@ use super::wait::{eventually, within};
 pub const SERVERS: usize = 3;
 /// How long a cluster may take until it has a leader for its streams and consumers.
 const READY_LIMIT: Duration = Duration::from_secs(60);
-/// The same for one that is not mended in the middle: some three times what it takes.
+/// The same before it is mended.
 const READY_SOON: Duration = Duration::from_secs(20);
 
 /// Three servers on loopback ports, each with a store of its own.
@@ -113,7 +113,7 @@ impl NatsCluster {
         cluster
     }
 
-    /// One in some thirty first starts of 2.10 ends with a server whose word does not reach the leader, for as long as
+    /// Now and then a first start of 2.10 ends with a server whose word does not reach the leader, for as long as
     /// both live. Does what the runbook says of it ("A cluster that finds no peers").
     async fn mended(&mut self) {
         if tokio::time::timeout(READY_SOON, self.ready()).await.is_ok() {

@@ -60,11 +60,7 @@ impl WorkerState {
             (deliveries.max(next), Stage::Waiting)
         });
         let until = Until::of(&task, now);
-        // Without that, two releases of a run cannot be told apart, and its deadline may have been edited between them.
-        let before = until
-            .released_at
-            .and_then(|released_at| self.memory.until(&id, released_at));
-        let until = before.unwrap_or(until);
+        let until = self.memory.until(&id, until.released_at).unwrap_or(until);
         self.hand.held.push(Held {
             id,
             task,
