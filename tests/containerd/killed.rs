@@ -11,6 +11,7 @@ use super::elsewhere::{is_asked, process, pull_asked};
 use super::node::{COLLECTION_LIMIT, Node, request};
 use super::support;
 use support::containerd::ContainerdVersion;
+use support::gate::Gate;
 use support::images::generated;
 use support::registry::Registry;
 use support::wait::eventually;
@@ -20,9 +21,9 @@ const KILLS: u64 = 34;
 /// Most kills of one image's pulls before one is let through.
 const KILLS_OF_IMAGE: u64 = 4;
 /// Most processes that are started for it.
-const MAX_ROUNDS: u64 = 150;
+const MAX_ROUNDS: u64 = 300;
 
-/// How long a pull may take to its first layer.
+/// How long a pull may take to the middle of its layers.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Not a test of its own: what [`start`] runs in another process.
@@ -61,19 +62,30 @@ fn ingest_dirs(root: &Path) -> usize {
     std::fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-fn blobs(root: &Path) -> usize {
-    let dir = root.join("io.containerd.content.v1.content/blobs/sha256");
-    std::fs::read_dir(dir).map_or(0, Iterator::count)
-}
-
-/// Waits until a pull has brought manifest, config and a layer, or has ended.
-fn until_a_layer_is_there(root: &Path, process: &mut Child) {
-    let enough = blobs(root) + 3;
-    let until = Instant::now() + LIMIT;
-    while blobs(root) < enough && process.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < until, "no layer came within {LIMIT:?}");
-        std::thread::yield_now();
-    }
+/// A pull that is killed while a part of a layer is there, so that the next has something to go on from on any machine.
+async fn killed_in_mid_layer(node: &Node, registry: &Registry) {
+    let image = generated(2000, 3, 1_500_000).build();
+    registry.push("app", "held", &image).await;
+    let gate = Gate::closed_after(image.size() / 2, &registry.addr()).await;
+    node.daemon.allow_registry(&gate.addr());
+    let held = format!("{}/app:held", gate.addr());
+    let mut process = start(node, &held);
+    eventually("a part of the image to be written", LIMIT, async || {
+        let ingests = node.ingests().await;
+        let written = ingests.iter().any(|(_, offset)| *offset > 0);
+        if written { Ok(()) } else { Err(ingests) }
+    })
+    .await;
+    assert!(process.try_wait().unwrap().is_none(), "it was not held");
+    process.kill().unwrap();
+    process.wait().unwrap();
+    gate.open();
+    let report = node.pull(&request(&held)).await.unwrap();
+    assert!(report.bytes_present > 0, "{report:?}");
+    assert_eq!(
+        report.bytes_registry + report.bytes_present,
+        image.size() as u64
+    );
 }
 
 async fn kill_and_go_on(version: ContainerdVersion) {
@@ -90,22 +102,17 @@ async fn kill_and_go_on(version: ContainerdVersion) {
 
     let (mut killed, mut resumed, mut rounds) = (0, 0, 0);
     for number in 0.. {
+        if killed >= KILLS {
+            break;
+        }
         let image = generated(number, 3, 1_500_000).build();
         let pushed = registry.push("app", &number.to_string(), &image).await;
         // Until a pull comes to its end by itself: then there is nothing left of it to be killed.
         for _ in 0..KILLS_OF_IMAGE {
-            assert!(
-                rounds < MAX_ROUNDS,
-                "of {rounds}, {killed} were killed, and {resumed} pulls went on from what was there"
-            );
+            assert!(rounds < MAX_ROUNDS, "of {rounds}, {killed} were killed");
             let mut process = start(&node, &pushed.by_tag);
-            if killed < KILLS {
-                // The point is one in time, because bytes are only a part of what a pull does.
-                tokio::time::sleep(Duration::from_micros(chosen(rounds, span))).await;
-            } else {
-                // None of them left anything to go on from: on this machine it has to be watched for.
-                until_a_layer_is_there(&node.daemon.root(), &mut process);
-            }
+            // The point is one in time, because bytes are only a part of what a pull does.
+            tokio::time::sleep(Duration::from_micros(chosen(rounds, span))).await;
             rounds += 1;
             let ended = process.try_wait().unwrap();
             process.kill().unwrap();
@@ -125,11 +132,9 @@ async fn kill_and_go_on(version: ContainerdVersion) {
         resumed += u64::from(!report.already_present && report.bytes_present > 0);
         let again = node.pull(&request(&pushed.by_tag)).await.unwrap();
         assert!(again.already_present, "image {number}");
-        if killed >= KILLS && resumed > 0 {
-            break;
-        }
     }
     println!("{version:?}: killed {killed} times, resumed {resumed} times");
+    killed_in_mid_layer(&node, &registry).await;
     eventually("all traces to go", COLLECTION_LIMIT, async || {
         node.collect().await;
         node.is_clean().await?;
