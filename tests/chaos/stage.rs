@@ -184,6 +184,8 @@ impl Stage {
     /// Puts another image under the tag that moves.
     pub(crate) async fn move_tag(&mut self) -> Pushed {
         self.moved += 1;
+        // It may have been started just now.
+        answers(&self.registry_direct).await;
         let image = generated(1_000 + self.moved, 2, 150_000).build();
         images::push(&self.registry_direct, MOVING.0, MOVING.1, &image).await
     }

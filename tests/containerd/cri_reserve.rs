@@ -9,10 +9,11 @@ use prewarm::image::containerd::{Containerd, ContainerdConfig};
 use prewarm::image::size::{ByteSize, DiskReserve};
 
 use super::node::{COLLECTION_LIMIT, Node, on_all, pull, request, settings, settings_at};
+use super::reserve::bomb;
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::cri_only::CriOnly;
-use support::images::{Entry, Layer, Recipe, generated};
+use support::images::{Layer, Recipe, generated};
 use support::registry::Registry;
 use support::wait::{eventually, within};
 
@@ -45,8 +46,8 @@ async fn a_bomb(version: ContainerdVersion) {
     let (node, front) = small_disk(version, 384, 256).await;
     let registry = Registry::start().await;
     node.daemon.allow_registry(&registry.addr());
-    let file = vec![b'a'; 448 << 20];
-    let bomb = Recipe::new(vec![Layer::of(&[Entry::file("bomb", 0o644, file)])]).build();
+    // containerd takes its time for so many files, and who watches has it, too.
+    let bomb = Recipe::new(vec![bomb(448, 1)]).build();
     assert!(bomb.size() < 8 << 20, "{} bytes", bomb.size());
     let bomb = registry.push("bomb", "1", &bomb).await;
     let root = node.daemon.root();

@@ -25,6 +25,8 @@ use super::support::images::Image;
 pub enum Fault {
     /// One byte in the middle is another.
     Corrupt,
+    /// The first byte is another, so that the rest cannot be unpacked.
+    CorruptFirst,
     /// The connection ends after so many bytes.
     CutAfter(usize),
     /// All of it comes, whatever range was asked for.
@@ -292,6 +294,7 @@ fn part(
             let middle = rest.len() / 2;
             rest[middle] ^= 1;
         }
+        Some(Fault::CorruptFirst) => rest[0] ^= 1,
         Some(Fault::CutAfter(bytes)) => {
             headers.insert(CONTENT_LENGTH, rest.len().into());
             rest.truncate(bytes);

@@ -16,6 +16,7 @@ use super::node::{Node, on_all, request};
 use super::support;
 use support::containerd::ContainerdVersion;
 use support::images::{Blob, Image, generated};
+use support::process::free_port;
 
 /// A registry that no resolver knows: whatever is asked of anyone was in the file.
 pub const REGISTRY: &str = "registry.test:5000";
@@ -64,18 +65,24 @@ impl Hosts {
         });
         let (mut addrs, mut serving) = (Vec::new(), Vec::new());
         for (number, plays) in plays.iter().enumerate() {
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            // Nobody else gets the port of one that is not there.
+            let port = match plays {
+                Plays::Absent => {
+                    addrs.push(format!("127.0.0.1:{}", free_port()));
+                    continue;
+                }
+                _ => 0,
+            };
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port))
                 .await
                 .unwrap();
             addrs.push(listener.local_addr().unwrap().to_string());
-            if *plays != Plays::Absent {
-                let router = Router::new()
-                    .fallback(answer)
-                    .with_state((number, shared.clone()));
-                serving.push(tokio::spawn(async move {
-                    axum::serve(listener, router).await.unwrap();
-                }));
-            }
+            let router = Router::new()
+                .fallback(answer)
+                .with_state((number, shared.clone()));
+            serving.push(tokio::spawn(async move {
+                axum::serve(listener, router).await.unwrap();
+            }));
         }
         Self {
             addrs,

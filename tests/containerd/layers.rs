@@ -26,7 +26,7 @@ const MOST_OF_DOCKER: usize = 127;
 /// in the page that mount(2) takes. Neither we nor containerd mount anything to unpack.
 const MORE_THAN_MOUNTED: usize = 520;
 /// Longest that both pulls of so many layers may take together, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(1200);
 /// What a process may have open unless somebody says otherwise (getrlimit(2)).
 const OPEN_FILES: u64 = 1024;
 

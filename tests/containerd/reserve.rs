@@ -18,12 +18,23 @@ use support::wait::{eventually, within};
 const LIMIT: Duration = Duration::from_secs(30);
 /// What may go beyond it: the piece under way, and containerd's own files.
 const SLACK: u64 = 4 << 20;
+/// What the least file takes of the disk, in bytes.
+const PAGE: u32 = 4096;
 
 /// A disk, what is to stay free of it, and a layer's size once it is unpacked, in MiB.
 struct Sizes {
     disk: u32,
     reserve: u32,
     layer: u32,
+    /// Of each of its files, in bytes.
+    file: u32,
+}
+
+/// A layer that looks small and is not: so many MiB on the disk, in files of so many bytes.
+pub(super) fn bomb(size: u32, file: u32) -> Layer {
+    let files = (u64::from(size) << 20) / u64::from(file.next_multiple_of(PAGE));
+    let entry = |number| Entry::file(format!("{number}"), 0o644, vec![b'a'; file as usize]);
+    Layer::of(&(0..files).map(entry).collect::<Vec<_>>())
 }
 
 fn free(root: &Path) -> u64 {
@@ -62,8 +73,7 @@ async fn pull_bomb(snapshotter: &str, sizes: &Sizes) -> u64 {
     let node = Node { daemon, runtime };
     let registry = Registry::start().await;
     node.daemon.allow_registry(&registry.addr());
-    let file = vec![b'a'; (sizes.layer as usize) << 20];
-    let bomb = Recipe::new(vec![Layer::of(&[Entry::file("bomb", 0o644, file)])]).build();
+    let bomb = Recipe::new(vec![bomb(sizes.layer, sizes.file)]).build();
     assert!(bomb.size() < 8 << 20, "{} bytes", bomb.size());
     let pushed = registry.push("bomb", "1", &bomb).await;
     let root = node.daemon.root();
@@ -96,19 +106,22 @@ async fn a_bomb_ends_before_it_takes_what_is_to_stay_free() {
         disk: 64,
         reserve: 32,
         layer: 128,
+        file: 128 << 20,
     };
     let least = pull_bomb("overlayfs", &sizes).await;
     let reserve = u64::from(sizes.reserve) << 20;
     assert!(least >= reserve - SLACK, "{least} bytes were left");
 }
 
-/// containerd is stopped by whoever watches the disk, so that a part of the reserve may go meanwhile.
+/// containerd is stopped by whoever watches the disk, so that a part of the reserve may go meanwhile. It takes its time for
+/// so many files.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bomb_that_containerd_unpacks_is_ended_too() {
     let sizes = Sizes {
         disk: 384,
         reserve: 256,
         layer: 448,
+        file: 1,
     };
     let least = pull_bomb("native", &sizes).await;
     assert!(least > 0, "the disk was full");

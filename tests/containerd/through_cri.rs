@@ -208,12 +208,12 @@ async fn a_cancelled_pull_ends_the_runtimes_own() {
     };
     let (outcome, ()) = tokio::join!(pulling, cancelling);
     assert_eq!(outcome.unwrap_err().kind, FailureKind::Internal);
-    // A pull that went on would end, once it may.
-    gate.open();
+    // Nothing but the cancellation can end it while the gate is closed.
     eventually("the runtime's lease to go", LIMIT, async || {
         node.leases().await.is_empty()
     })
     .await;
+    gate.open();
     assert_eq!(node.images().await, []);
 }
 

@@ -7,7 +7,7 @@ use crate::support::parts;
 use crate::support::process::Process;
 use crate::support::wait::{eventually, within};
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))

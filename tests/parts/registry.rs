@@ -7,7 +7,7 @@ use crate::support::images::{Entry, Format, Image, Layer, Recipe, generated, htt
 use crate::support::registry::Registry;
 use crate::support::wait::within;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_pushed_image_is_there_after_a_kill_and_on_the_same_port() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 
 use super::wait::eventually;
@@ -35,6 +35,8 @@ struct State {
     allowance: Semaphore,
     passed: AtomicU64,
     held: AtomicU64,
+    /// How often all connections were cut.
+    cuts: watch::Sender<u64>,
 }
 
 impl Gate {
@@ -52,6 +54,7 @@ impl Gate {
             allowance: Semaphore::new(bytes),
             passed: AtomicU64::new(0),
             held: AtomicU64::new(0),
+            cuts: watch::Sender::new(0),
         });
         let accepting = tokio::spawn(accept(listener, state.clone()));
         Self {
@@ -107,6 +110,12 @@ impl Gate {
         });
     }
 
+    /// Cuts the connections there are, with what they hold, and lets everything through from now on.
+    pub fn cut(&self) {
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+        self.open();
+    }
+
     /// Lets everything through from now on.
     pub fn open(&self) {
         self.allow(Semaphore::MAX_PERMITS - self.state.allowance.available_permits());
@@ -128,10 +137,15 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             if let Ok(server) = TcpStream::connect(&state.target).await {
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::join!(
-                    ask(from_client, to_server),
-                    answer(from_server, to_client, &state)
-                );
+                let mut cuts = state.cuts.subscribe();
+                tokio::select! {
+                    biased;
+                    _ = cuts.changed() => {}
+                    _ = async { tokio::join!(
+                        ask(from_client, to_server),
+                        answer(from_server, to_client, &state)
+                    ) } => {}
+                }
             }
         });
     }

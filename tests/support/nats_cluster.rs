@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use async_nats::jetstream::{self, consumer};
+use async_nats::jetstream::context::{DeleteStreamError, DeleteStreamErrorKind};
+use async_nats::jetstream::{self, ErrorCode, consumer};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::images;
@@ -205,10 +206,15 @@ impl NatsCluster {
             },
         )
         .await;
-        jetstream
-            .delete_stream("READY")
-            .await
-            .expect("the deletion of a stream");
+        eventually(
+            "the deletion of a stream",
+            READY_LIMIT,
+            async || match jetstream.delete_stream("READY").await {
+                Err(error) if !is_missing(&error) => Err(error),
+                _ => Ok(()),
+            },
+        )
+        .await;
     }
 
     /// Waits until every stream has a leader and all its replicas are up to date.
@@ -241,13 +247,14 @@ impl NatsCluster {
     /// The consumers of a stream, each with the server that leads it.
     pub async fn consumers(&self, stream: &str) -> Vec<(String, String)> {
         let jetstream = jetstream::new(self.client().await);
-        let stream = jetstream.get_stream(stream).await.expect("the stream");
-        let infos: Vec<consumer::Info> = stream
-            .consumers()
-            .map(|info| info.map_err(|error| error.to_string()))
-            .try_collect()
-            .await
-            .expect("the consumers of the stream");
+        let infos = eventually("the consumers of the stream", READY_LIMIT, async || {
+            let stream = jetstream.get_stream(stream).await;
+            let stream = stream.map_err(|error| error.to_string())?;
+            let infos = stream.consumers();
+            let infos = infos.map(|info| info.map_err(|error| error.to_string()));
+            infos.try_collect::<Vec<consumer::Info>>().await
+        })
+        .await;
         infos
             .into_iter()
             .map(|info| {
@@ -284,4 +291,8 @@ pub async fn monitor(port: u16, path: &str) -> Result<(u16, String), String> {
     let status = answer.status().as_u16();
     let body = answer.text().await.map_err(|error| error.to_string())?;
     Ok((status, body))
+}
+
+fn is_missing(error: &DeleteStreamError) -> bool {
+    matches!(error.kind(), DeleteStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }

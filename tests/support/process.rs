@@ -1,10 +1,12 @@
 //! Child processes that end with the test, whatever ends it.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -163,12 +165,16 @@ fn log_tail(log: &Path) -> String {
     )
 }
 
-/// A loopback port that nobody listens on at this moment.
+/// A loopback port that nobody listens on at this moment, and that is given once: a server that restarts, or does not listen
+/// yet, has it for its own.
 pub fn free_port() -> u16 {
     use rand::RngExt;
+    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let given = given.get_or_insert_default();
     let mut rng = rand::rng();
     (0..200)
         .map(|_| rng.random_range(PORTS))
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && given.insert(*port))
         .expect("a free loopback port")
 }

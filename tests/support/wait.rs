@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at the same thing.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a look may take that was begun before the limit: a machine that stood still has not used up the last one.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What one look can say: there it is, or not yet and what was seen instead.
 pub trait Look {
@@ -43,7 +45,7 @@ impl Look for bool {
 /// Looks again and again until `look` finds something: `Some`, `Ok` or `true`.
 ///
 /// # Panics
-/// After `limit`, with `what` was waited for and what was seen last. One look may not take longer than what is left.
+/// After `limit`, with `what` was waited for and what was seen last. One look may not take longer than what is left, or 5 s.
 pub async fn eventually<L: Look>(
     what: &str,
     limit: Duration,
@@ -52,7 +54,7 @@ pub async fn eventually<L: Look>(
     let deadline = Instant::now() + limit;
     let mut seen = "nothing, and the first look did not end".to_owned();
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(POLL);
+        let left = deadline.saturating_duration_since(Instant::now()).max(LOOK);
         match tokio::time::timeout(left, look()).await.map(Look::found) {
             Ok(Ok(found)) => return found,
             Ok(Err(instead)) => seen = instead,

@@ -222,35 +222,68 @@ impl Ingest {
         Ok(())
     }
 
+    /// Where the bytes go without a detour, once they are written.
+    pub(super) fn file(&self) -> Option<&Arc<File>> {
+        self.file.as_ref()
+    }
+
+    /// Has containerd look at bytes that did not go through it: it hashes them when the reference is opened again, which
+    /// this waits for. `None` when somebody else has committed them meanwhile.
+    pub(super) async fn shown(mut self) -> Result<Option<Self>, Failure> {
+        if self.file.take().is_none() {
+            return Ok(Some(self));
+        }
+        let Self {
+            client,
+            requests,
+            mut responses,
+            reference,
+            digest,
+            size,
+            ..
+        } = self;
+        drop(requests);
+        // containerd lets go of the reference when the stream has ended.
+        while let Ok(Some(_)) = responses.message().await {}
+        let started = Instant::now();
+        loop {
+            match client.open(&reference, &digest, size).await? {
+                Opened::Ours(ingest) => return Ok(Some(*ingest)),
+                Opened::Present => return Ok(None),
+                // Somebody else took the reference up, and has all bytes there.
+                Opened::Locked if started.elapsed() < LOCKED_LIMIT => {
+                    tokio::time::sleep(LOCKED_INTERVAL).await;
+                }
+                Opened::Locked => {
+                    let status = Status::unavailable("another client does not let go of it");
+                    return Err(client.failure(format_args!("writing {reference}"), &status));
+                }
+            }
+        }
+    }
+
     /// Has containerd verify what was written and take it into the store.
     pub(super) async fn commit(mut self, labels: Labels) -> Result<(), CommitError> {
-        let (client, digest) = (self.client.clone(), self.digest.clone());
-        let what = format!("writing {}", self.reference);
-        let committed = if self.file.take().is_some() {
-            self.commit_file(labels.clone()).await
-        } else {
-            let request = WriteContentRequest {
-                action: WriteAction::Commit as i32,
-                r#ref: self.reference.clone(),
-                offset: signed(self.offset),
-                total: signed(self.size),
-                expected: self.digest.to_string(),
-                labels: labels.clone(),
-                ..WriteContentRequest::default()
-            };
-            self.exchange(request).await.map(drop)
+        let request = WriteContentRequest {
+            action: WriteAction::Commit as i32,
+            r#ref: self.reference.clone(),
+            offset: signed(self.offset),
+            total: signed(self.size),
+            expected: self.digest.to_string(),
+            labels: labels.clone(),
+            ..WriteContentRequest::default()
         };
-        match committed {
-            Ok(()) => Ok(()),
+        match self.exchange(request).await {
+            Ok(_) => Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {
-                let labelled = client.label(&digest, labels).await;
+                let labelled = self.client.label(&self.digest, labels).await;
                 labelled.map_err(CommitError::Other)
             }
             // "unexpected commit digest", "unexpected commit size" (plugins/content/local/writer.go)
             Err(status) if status.code() == Code::FailedPrecondition => {
                 Err(CommitError::Mismatch(status.message().to_owned()))
             }
-            Err(status) => Err(CommitError::Other(client.failure(what, &status))),
+            Err(status) => Err(CommitError::Other(self.failed(&status))),
         }
     }
 
@@ -275,41 +308,6 @@ impl Ingest {
         self.file = ingest::find(store.to_owned(), name, self.offset)
             .await
             .map(Arc::new);
-    }
-
-    /// As `commit`, for bytes that containerd has not seen: it looks at them when the stream is
-    /// opened again.
-    async fn commit_file(self, labels: Labels) -> Result<(), Status> {
-        let request = WriteContentRequest {
-            action: WriteAction::Commit as i32,
-            r#ref: self.reference,
-            offset: signed(self.offset),
-            total: signed(self.size),
-            expected: self.digest.to_string(),
-            labels,
-            ..WriteContentRequest::default()
-        };
-        let (client, mut responses) = (self.client, self.responses);
-        drop(self.requests);
-        // containerd lets go of the reference when the stream has ended.
-        while let Ok(Some(_)) = responses.message().await {}
-        let started = Instant::now();
-        loop {
-            let once = tokio_stream::once(request.clone());
-            let committed = async {
-                let mut content = client.content();
-                let mut answers = content.write(client.request(once)).await?.into_inner();
-                while answers.message().await?.is_some() {}
-                Ok(())
-            };
-            match committed.await {
-                // Somebody else took the reference up, and has all bytes there.
-                Err(status) if is_locked(&status) && started.elapsed() < LOCKED_LIMIT => {
-                    tokio::time::sleep(LOCKED_INTERVAL).await;
-                }
-                done => return done,
-            }
-        }
     }
 
     async fn exchange(

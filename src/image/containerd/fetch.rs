@@ -231,7 +231,7 @@ impl Fetcher<'_> {
             let copied = self.copy(&mut ingest, &mut download, &mut endpoint).await;
             let reached = ingest.offset;
             let outcome = match copied {
-                Ok(()) => match ingest.commit(download.labels().await).await {
+                Ok(()) => match self.commit(ingest, &mut download).await {
                     Ok(()) => return Ok(()),
                     Err(CommitError::Mismatch(words)) => Err(words),
                     Err(CommitError::Other(failure)) => return Err(failure),
@@ -262,6 +262,19 @@ impl Fetcher<'_> {
                     self.start_over(blob, words, endpoint, turn).await?
                 }
             };
+        }
+    }
+
+    /// Commits a blob of which all bytes are there. containerd verifies them while the rest of them is unpacked.
+    async fn commit(&self, ingest: Ingest, download: &mut Download<'_>) -> Result<(), CommitError> {
+        let digest = &download.blob.digest;
+        let (shown, labels) = tokio::join!(ingest.shown(), download.labels());
+        match shown.map_err(CommitError::Other)? {
+            Some(ingest) => ingest.commit(labels).await,
+            None => {
+                let labelled = self.client.label(digest, labels).await;
+                labelled.map_err(CommitError::Other)
+            }
         }
     }
 
@@ -343,11 +356,13 @@ impl Fetcher<'_> {
             let ended = !matches!(next, Some(Ok(_)));
             if batch.is_full() || (ended && batch.bytes > 0) {
                 let Batch { pieces, bytes } = std::mem::take(&mut batch);
+                let start = ingest.offset;
+                let written = ingest.write(pieces.clone()).await;
+                written.map_err(CopyError::Fatal)?;
                 if let Some(tap) = &mut download.tap {
-                    let fed = tap.feed(ingest.offset, pieces.clone()).await;
+                    let fed = tap.feed(start, pieces, ingest.file()).await;
                     fed.map_err(CopyError::Fatal)?;
                 }
-                ingest.write(pieces).await.map_err(CopyError::Fatal)?;
                 self.count(|traffic| match opened.from_mirror {
                     true => traffic.mirror += bytes,
                     false => traffic.registry += bytes,

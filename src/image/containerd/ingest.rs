@@ -34,7 +34,11 @@ pub(super) async fn find(
         };
         let mut dirs = ingests.flatten().map(|entry| entry.path());
         let dir = dirs.find(|dir| is_ours(dir))?;
-        let file = File::options().write(true).open(dir.join("data")).ok()?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(dir.join("data"))
+            .ok()?;
         let has = file.metadata().ok()?.len();
         (has == offset).then_some(file)
     };

@@ -12,7 +12,7 @@ use crate::domain::image::Digest;
 /// The namespace whose images the CRI plugin looks at (`constants.K8sContainerdNamespace`).
 pub(super) const CRI_NAMESPACE: &str = "k8s.io";
 /// How long the plugin may take. Beyond, the image is there all the same, and kubelet asks again.
-const SEEN_LIMIT: Duration = Duration::from_secs(2);
+const SEEN_LIMIT: Duration = Duration::from_secs(15);
 /// How often it is asked.
 const ASK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -23,7 +23,9 @@ pub(super) async fn wait_until_seen(client: &Client, name: &str, config: &Digest
     }
     let deadline = Instant::now() + SEEN_LIMIT;
     let mut images = client.cri_images();
-    while Instant::now() < deadline {
+    loop {
+        // After the last wait it is looked once more: it may be this process that was held up.
+        let is_last = Instant::now() >= deadline;
         let request = ImageStatusRequest {
             image: Some(ImageSpec {
                 image: name.to_owned(),
@@ -44,10 +46,13 @@ pub(super) async fn wait_until_seen(client: &Client, name: &str, config: &Digest
                 return;
             }
         }
+        if is_last {
+            tracing::warn!(
+                name,
+                "the CRI plugin has not seen the image after {SEEN_LIMIT:?}"
+            );
+            return;
+        }
         sleep(ASK_INTERVAL).await;
     }
-    tracing::warn!(
-        name,
-        "the CRI plugin has not seen the image after {SEEN_LIMIT:?}"
-    );
 }

@@ -209,7 +209,7 @@ impl Native<'_> {
             };
             let bytes = Bytes::from(piece.data);
             let length = bytes.len() as u64;
-            tap.feed(offset, vec![bytes]).await?;
+            tap.feed(offset, vec![bytes], None).await?;
             offset += length;
         }
     }

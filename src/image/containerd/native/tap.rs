@@ -1,12 +1,16 @@
 //! A layer on its way into a directory: inflated, hashed and unpacked on threads of its own while it
 //! still arrives.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -18,12 +22,14 @@ use crate::image::disk::Room;
 use crate::image::inflate::{CHUNK_BYTES, InflateError, Inflater, Outlet};
 use crate::image::untar::{Implicit, Level, Limits, Untar, UntarError};
 
-/// Batches of pieces that wait to be inflated.
+/// Batches that wait to be inflated.
 const INPUT_QUEUE: usize = 4;
 /// Inflated chunks that wait to be hashed, and to be unpacked.
 const CHUNK_QUEUE: usize = 8;
+/// How much of a file is read at a time, in bytes.
+const READ_BYTES: usize = 1 << 20;
 /// Most memory that one layer's threads use, in bytes: the chunks in both queues, those in hand, and
-/// batches of a MiB before they are inflated. The window of zstd comes on top.
+/// batches of a MiB before they are inflated, read from a file or not. The window of zstd comes on top.
 pub(in crate::image::containerd) const MEMORY_BYTES: u64 =
     ((CHUNK_QUEUE + 4) * CHUNK_BYTES) as u64 + ((INPUT_QUEUE as u64 + 3) << 20);
 
@@ -44,6 +50,8 @@ pub(in crate::image::containerd) enum UnpackError {
     Untar(#[from] UntarError),
     #[error("{}", .0.message)]
     Room(Failure),
+    #[error("reading what was downloaded: {0}")]
+    Reading(std::io::Error),
     #[error("its thread ended")]
     Thread,
 }
@@ -54,7 +62,7 @@ impl UnpackError {
         match self {
             Self::Inflate(_) => false,
             Self::Untar(error) => error.is_machine(),
-            Self::Room(_) | Self::Thread => true,
+            Self::Room(_) | Self::Reading(_) | Self::Thread => true,
         }
     }
 
@@ -66,10 +74,18 @@ impl UnpackError {
             Self::Untar(error) if error.is_disk_full() => FailureKind::InsufficientDisk,
             Self::Untar(error) if error.is_machine() => FailureKind::RuntimeUnavailable,
             Self::Untar(_) => FailureKind::InvalidReference,
+            Self::Reading(_) => FailureKind::RuntimeUnavailable,
             Self::Thread => FailureKind::Internal,
         };
         Failure::new(kind, format!("unpacking layer {layer}: {self}"))
     }
+}
+
+/// Bytes of a layer on their way to be inflated.
+enum Batch {
+    Pieces(Vec<Bytes>),
+    /// They are in a file already.
+    Written(Arc<File>, Range<u64>),
 }
 
 /// Takes a layer's bytes from its first to its last.
@@ -79,9 +95,11 @@ pub(in crate::image::containerd) struct Tap {
     diff_id: Digest,
     waiting: Option<oneshot::Sender<Vec<Implicit>>>,
     /// `None` once bytes were missed, or no more are to come.
-    input: Option<mpsc::Sender<Vec<Bytes>>>,
+    input: Option<mpsc::Sender<Batch>>,
     /// Bytes that were taken.
     fed: u64,
+    /// The last of them, which the threads had no room for yet, and are to read from the file that they are in.
+    behind: Option<(Arc<File>, Range<u64>)>,
     /// Whether bytes were missed.
     missed: bool,
     /// Whether the threads wanted no more.
@@ -114,6 +132,7 @@ impl Tap {
             waiting: Some(waiting),
             input: Some(input),
             fed: 0,
+            behind: None,
             missed: false,
             refused: false,
             state: Running::Threads(threads),
@@ -121,7 +140,9 @@ impl Tap {
         (tap, unpacked)
     }
 
-    /// Takes the bytes at an offset. Those that do not continue the others spoil the whole.
+    /// Takes the bytes at an offset. Those that do not continue the others spoil the whole, unless they only leave out what is
+    /// in the file. If that has them as well, nobody waits for the threads: a download that is done before all is unpacked
+    /// lets containerd verify it meanwhile.
     ///
     /// # Errors
     /// What makes it futile to go on, such as a full disk. What is wrong with the bytes is told by
@@ -130,19 +151,53 @@ impl Tap {
         &mut self,
         offset: u64,
         pieces: Vec<Bytes>,
+        file: Option<&Arc<File>>,
     ) -> Result<(), Failure> {
-        if offset != self.fed && !self.refused {
+        let skipped = offset > self.fed && file.is_none();
+        if offset < self.fed || (skipped && !self.refused) {
+            // Where bytes come again, those before were wrong, and what the threads thought of them counts no more.
             self.missed = true;
+            self.refused = false;
             self.input = None;
         }
         let Some(input) = &self.input else {
             return Ok(());
         };
-        let length = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-        if input.send(pieces).await.is_ok() {
-            self.fed += length;
+        let end = offset + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let sent = match file {
+            None => input.send(Batch::Pieces(pieces)).await.is_ok(),
+            Some(file) => match input.try_reserve() {
+                Ok(permit) => {
+                    let written = self
+                        .behind
+                        .take()
+                        .map_or(self.fed, |(_, range)| range.start);
+                    permit.send(match written == offset {
+                        true => Batch::Pieces(pieces),
+                        false => Batch::Written(file.clone(), written..end),
+                    });
+                    true
+                }
+                Err(TrySendError::Full(())) => {
+                    let start = self
+                        .behind
+                        .take()
+                        .map_or(self.fed, |(_, range)| range.start);
+                    self.behind = Some((file.clone(), start..end));
+                    true
+                }
+                Err(TrySendError::Closed(())) => false,
+            },
+        };
+        if sent {
+            self.fed = end;
             return Ok(());
         }
+        self.refuse().await
+    }
+
+    /// The threads want no more. That is an error if it is not for the bytes.
+    async fn refuse(&mut self) -> Result<(), Failure> {
         self.input = None;
         self.refused = true;
         let layer = self.layer.clone();
@@ -157,7 +212,9 @@ impl Tap {
         &mut self,
         size: u64,
     ) -> Option<&Result<Unpacked, UnpackError>> {
-        self.input = None;
+        if let (Some(input), Some((file, range))) = (self.input.take(), self.behind.take()) {
+            self.refused = input.send(Batch::Written(file, range)).await.is_err();
+        }
         let seen = self.refused || (!self.missed && self.fed == size);
         self.outcome().await;
         if seen
@@ -202,7 +259,7 @@ impl Tap {
 
 /// Inflates on this thread, hashes and unpacks on two others.
 fn unpack(
-    mut batches: mpsc::Receiver<Vec<Bytes>>,
+    mut batches: mpsc::Receiver<Batch>,
     (dir, level): (PathBuf, Level),
     room: &Room,
     meter: &LayerMeter,
@@ -230,15 +287,27 @@ fn unpack(
         // What tar adds to the files it holds is less than they are, or than a GiB.
         let most = limits.bytes.saturating_mul(2);
         let mut inflater = Inflater::new(most);
-        let inflated = || -> Result<(), InflateError> {
+        let inflated = || -> Result<(), UnpackError> {
             let mut inflated = 0;
             meter.set(inflated);
-            while let Some(pieces) = batches.blocking_recv() {
+            let mut buffer = Vec::new();
+            let mut push = |pieces: &[&[u8]]| -> Result<(), UnpackError> {
                 for piece in pieces {
-                    inflater.push(&piece, &mut chunks)?;
+                    inflater.push(piece, &mut chunks)?;
                     inflated += piece.len() as u64;
                 }
                 meter.set(inflated);
+                Ok(())
+            };
+            while let Some(batch) = batches.blocking_recv() {
+                match batch {
+                    Batch::Pieces(pieces) => {
+                        push(&pieces.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+                    }
+                    Batch::Written(file, range) => {
+                        read(&file, range, &mut buffer, |piece| push(&[piece]))?;
+                    }
+                }
             }
             inflater.finish(&mut chunks)?;
             drop(chunks);
@@ -249,11 +318,31 @@ fn unpack(
         // If the extractor gave up, the rest was not wanted; else an archive that ended too early did
         // so because its stream did.
         match (inflated, implicit) {
-            (Err(InflateError::Unwanted), Err(error)) | (Ok(()), Err(error)) => Err(error),
-            (Err(error), _) => Err(error.into()),
+            (Err(UnpackError::Inflate(InflateError::Unwanted)) | Ok(()), Err(error)) => Err(error),
+            (Err(error), _) => Err(error),
             (Ok(()), Ok(implicit)) => Ok(Unpacked { diff_id, implicit }),
         }
     })
+}
+
+/// Reads a part of a file, piece by piece.
+fn read(
+    file: &File,
+    range: Range<u64>,
+    buffer: &mut Vec<u8>,
+    mut take: impl FnMut(&[u8]) -> Result<(), UnpackError>,
+) -> Result<(), UnpackError> {
+    buffer.resize(READ_BYTES, 0);
+    let mut start = range.start;
+    while start < range.end {
+        let left = usize::try_from(range.end - start).unwrap_or(READ_BYTES);
+        let piece = &mut buffer[..left.min(READ_BYTES)];
+        let read = file.read_exact_at(piece, start);
+        read.map_err(UnpackError::Reading)?;
+        take(piece)?;
+        start += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// A buffer and how much of it counts.
