@@ -30,6 +30,8 @@ const CLUSTER_IDLE_HEARTBEAT: Duration = Duration::from_secs(4);
 /// Idle heartbeats in halves that may be missed before the consumer counts as lost: a whole one lost,
 /// and half of the next late.
 const SILENT_HALVES: u32 = 5;
+/// How late the end of a request without idle heartbeats may be told.
+const LATE: Duration = Duration::from_secs(30);
 
 /// How many messages of a request will not come, in a status (`JSPullRequestPendingMsgs`).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -39,7 +41,7 @@ const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 pub struct PullTimes {
     /// How long a request stays open.
     pub expires: Duration,
-    /// How often the broker says so; at most half of `expires`, or it refuses.
+    /// How often the broker says so; at most half of `expires`, or it refuses. Never if it is zero.
     pub idle_heartbeat: Duration,
 }
 
@@ -60,7 +62,11 @@ impl PullTimes {
 
     /// How long the broker may say nothing.
     fn silence(self) -> Duration {
-        self.idle_heartbeat * SILENT_HALVES / 2
+        if self.idle_heartbeat.is_zero() {
+            self.expires + LATE
+        } else {
+            self.idle_heartbeat * SILENT_HALVES / 2
+        }
     }
 }
 

@@ -145,7 +145,13 @@ async fn with_tls_the_servers_are_a_cluster_and_nobody_speaks_with_them_in_clear
         for number in 0..=LAST {
             let others = (0..=LAST).filter(|other| *other != number);
             let others: BTreeSet<String> = others.map(NatsCluster::name).collect();
-            assert_eq!(routes(&cluster, number).await, others);
+            eventually("a route to each other", LIMIT, async || {
+                match routes(&cluster, number).await {
+                    seen if seen == others => Ok(()),
+                    seen => Err(seen),
+                }
+            })
+            .await;
             let vars = monitor(&cluster, number, "/varz").await;
             for (place, key) in [
                 (&vars, "tls_required"),
@@ -290,7 +296,10 @@ async fn who_has_no_proper_certificate_is_no_server_of_the_cluster() {
         }
         cluster.servers[LAST].restart().await;
         cluster.in_sync().await;
-        assert_eq!(routes(&cluster, 0).await.len(), 2);
+        eventually("both routes to be there", LIMIT, async || {
+            routes(&cluster, 0).await.len() == 2
+        })
+        .await;
     }
 }
 

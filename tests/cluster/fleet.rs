@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use prewarm::bus::Bus;
+use prewarm::dispatch::lease::DEFAULT_LEASE;
 use prewarm::domain::time::Timestamp;
 use prewarm::wire::event::{
     Event, JobEvent, JobEventKind, NodeEvent, NodeEventKind, PullState, TaskEvent,
@@ -19,7 +20,7 @@ use crate::support::prewarm::{Role, prewarm};
 use crate::support::wait::eventually;
 
 /// How long anything may take that is not waiting for a time of ours to pass.
-pub(crate) const LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// A client of the cell, for the test's own use.
 pub(crate) struct Fleet {
@@ -64,6 +65,11 @@ impl Fleet {
     }
 
     pub(crate) fn dispatcher(&self, name: &str) -> Role {
+        self.dispatcher_with(name, DEFAULT_LEASE)
+    }
+
+    pub(crate) fn dispatcher_with(&self, name: &str, lease: Duration) -> Role {
+        let lease = format!("{}s", lease.as_secs());
         let replicas = self.replicas.to_string();
         prewarm([
             "dispatcher",
@@ -71,6 +77,8 @@ impl Fleet {
             "off",
             "--replicas",
             &replicas,
+            "--lease",
+            &lease,
         ])
         .env("PREWARM_NATS_URL", &self.urls)
         .env("PREWARM_LOG", "info,prewarm=debug")

@@ -14,7 +14,7 @@ use crate::support::shipped;
 const NODES: u32 = 12;
 /// How long a fleet may take to be at work again by another server: less than the ack wait, 30 s, for which a task waits that
 /// was given to a request from before.
-const AT_WORK_WITHIN: Duration = Duration::from_secs(20);
+const AT_WORK_WITHIN: Duration = Duration::from_secs(28);
 
 /// The servers tell nobody where they and the others are: every connection goes through a line.
 fn unadvertised(text: String) -> String {

@@ -190,7 +190,7 @@ fn size(folder: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_that_was_killed_and_started_again_is_at_work_at_once_with_the_shipped_accounts() {
     const NODES: u32 = 12;
-    const AT_WORK_WITHIN: Duration = Duration::from_secs(20);
+    const AT_WORK_WITHIN: Duration = Duration::from_secs(28);
     let cluster = NatsCluster::shipped(NatsVersion::V2_15).await;
     let fleet = Fleet::on(&cluster).await;
     let _dispatcher = fleet.dispatcher("one");

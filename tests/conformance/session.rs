@@ -18,7 +18,7 @@ pub const EVENTS: &str = "EVENTS";
 pub const BUCKET: &str = "BUCKET";
 
 /// How long ids are remembered in [`EVENTS`].
-pub const SHORT_WINDOW: Millis = 1_000;
+pub const SHORT_WINDOW: Millis = 4_000;
 /// How long they are elsewhere.
 const LONG_WINDOW: Millis = 120_000;
 
@@ -362,6 +362,6 @@ impl Session {
 }
 
 /// A request or an ack wait that ends only if something is wrong.
-pub const LONG: Duration = Duration::from_secs(15);
+pub const LONG: Duration = Duration::from_secs(60);
 /// How long nothing has to come before nothing will. Servers redeliver within a few milliseconds.
 const QUIET: Millis = 300;

@@ -3,9 +3,9 @@
 use crate::session::{JOBS, Message, Seen, Session, TASKS};
 
 /// Longer than anything here takes.
-const LONG: u64 = 15_000;
+const LONG: u64 = 60_000;
 /// The shortest ack wait that a busy machine keeps.
-const SHORT: u64 = 1_000;
+const SHORT: u64 = 4_000;
 
 fn sequences(messages: &[Message]) -> Vec<u64> {
     messages.iter().map(|message| message.sequence).collect()

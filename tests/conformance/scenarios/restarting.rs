@@ -2,8 +2,8 @@
 
 use crate::session::{EVENTS, JOBS, Seen, Session, TASKS};
 
-const SHORT: u64 = 1_000;
-const LONG: u64 = 15_000;
+const SHORT: u64 = 4_000;
+const LONG: u64 = 60_000;
 
 pub async fn a_memory_consumer_goes_and_the_stream_stays(s: &mut Session) {
     s.consume("n", "n.>", 1, LONG).await;
