@@ -42,7 +42,7 @@ async fn a_node_that_dies_in_the_middle_of_a_pull_is_given_up_after_absent_after
 
 async fn a_node_that_never_answers_holds_a_slot_only_until_it_is_gone() {
     let cell = Cell::start().await;
-    cell.silent("silent", &[]).await;
+    cell.dying("silent", &[]).await;
     let _other = cell.node("other").await;
     let once = json!({"images": ["app:1"], "parallelism": 1, "absentAfterSeconds": 0});
     cell.submit("always", once).await;

@@ -144,7 +144,8 @@ async fn a_paused_job_releases_nothing_until_it_is_resumed() {
         cell.tell_success(&tasks[pull - 1]).await;
     }
     cell.ended("later").await;
-    assert_eq!(ear.tasks("job").len(), 1, "{:?}", ear.tasks("job"));
+    let heard = ear.hears_tasks("job", 1).await;
+    assert_eq!(heard.len(), 1, "{heard:?}");
     // A record follows what it tells of.
     let what = "where three pulls wait and none is out";
     cell.job("job", what, |job| {
@@ -152,7 +153,8 @@ async fn a_paused_job_releases_nothing_until_it_is_resumed() {
         (counts.pending, counts.active) == (3, 0)
     })
     .await;
-    assert_eq!(ear.tasks("job").len(), 1, "{:?}", ear.tasks("job"));
+    let heard = ear.hears_tasks("job", 1).await;
+    assert_eq!(heard.len(), 1, "{heard:?}");
 
     cell.order(JobVerb::Resume, "job").await;
     cell.job_event(Some("job"), JobEventKind::Resumed, 1).await;
@@ -161,5 +163,5 @@ async fn a_paused_job_releases_nothing_until_it_is_resumed() {
         cell.tell_success(&tasks[pull - 1]).await;
     }
     assert_eq!(cell.ended("job").await.status.counts.succeeded, 4);
-    assert_eq!(ear.tasks("job").len(), 4);
+    assert_eq!(ear.hears_tasks("job", 4).await.len(), 4);
 }

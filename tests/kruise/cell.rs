@@ -1,5 +1,6 @@
 //! A cell in one process: a real broker, a dispatcher, and whoever the test adds.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use prewarm::bus::Bus;
@@ -10,21 +11,23 @@ use prewarm::wire::manifest;
 use prewarm::wire::record::JobRecord;
 use prewarm::wire::subject::{JobVerb, Subjects};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::wait::eventually;
 
 /// Longest wait for anything that happens by itself, the fifteen seconds included after which a silent node is gone.
-pub(crate) const LIMIT: Duration = Duration::from_secs(40);
-/// Short, so that a killed dispatcher is soon followed by another.
-const LEASE: Duration = Duration::from_millis(600);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// A leader that cannot renew it for half of this time, on a busy machine, loses its place.
+const LEASE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Cell {
     pub(crate) server: NatsServer,
     pub(crate) bus: Bus,
     dispatcher: Option<Dispatcher>,
+    /// The heartbeats of nodes on which nobody works.
+    pub(crate) beats: Mutex<JoinSet<()>>,
 }
 
 struct Dispatcher {
@@ -64,6 +67,7 @@ impl Cell {
             server,
             bus,
             dispatcher: None,
+            beats: Mutex::default(),
         }
     }
 

@@ -62,6 +62,9 @@ async fn issue_1386_an_edit_after_completion_runs_again() {
         .map(|kept| kept.body.result.unwrap().already_present)
         .collect();
     assert_eq!(present, [false, false, true]);
+    // It is told after the record is written.
+    cell.job_event(Some("job"), JobEventKind::Completed, 3)
+        .await;
     assert_eq!(
         cell.job_events(Some("job"), JobEventKind::Completed)
             .await
@@ -144,9 +147,11 @@ async fn issue_2213_a_list_lives_until_its_last_image_has_its_turn_and_is_delete
     });
     cell.submit("list", spec).await;
     cell.gone("list").await;
-    assert_eq!(ear.tasks("list").len(), 4);
+    assert_eq!(ear.hears_tasks("list", 4).await.len(), 4);
     let ended = cell.nodes_that_told("list", PullState::Succeeded).await;
     assert_eq!(ended, ["quick", "quick", "slow", "slow"]);
+    // It is the last that is told, after the record went.
+    cell.job_event(Some("list"), JobEventKind::Deleted, 1).await;
     for (kind, times) in [
         (JobEventKind::Accepted, 1),
         (JobEventKind::Completed, 1),

@@ -111,7 +111,7 @@ async fn a_deadline_ends_the_job_with_what_is_unfinished_counted_as_failed() {
     }
     let spec = json!({
         "images": ["app:1"], "parallelism": 2, "pullPolicy": {"timeoutSeconds": 1},
-        "completionPolicy": {"activeDeadlineSeconds": 1},
+        "completionPolicy": {"activeDeadlineSeconds": 8},
     });
     cell.submit("job", spec).await;
     let job = cell.ended("job").await;

@@ -34,7 +34,7 @@ async fn issue_2534_digest_references_are_pulled_by_their_digest() {
         let ended = cell.ended(job).await;
         assert_eq!(ended.status.counts.succeeded, 1);
         assert_eq!(ended.status.images[0].digest.as_ref(), Some(&digest));
-        let task = &ear.tasks(job)[0];
+        let task = &ear.hears_tasks(job, 1).await[0];
         assert_eq!(
             (task.image.to_string(), &task.digest),
             (image, &Some(digest.clone()))
@@ -71,7 +71,7 @@ async fn issue_1517_two_jobs_on_one_image_both_finish_and_share_one_pull() {
 #[tokio::test]
 async fn a_job_that_is_deleted_in_the_middle_of_a_shared_pull_leaves_the_other_to_finish() {
     let cell = Cell::start().await;
-    let _node = cell.worker(Setup::new("node").latency("1s")).await;
+    let _node = cell.worker(Setup::new("node").latency("8s")).await;
     for job in ["deleted", "kept"] {
         cell.submit(job, json!({"images": ["app:1"]})).await;
         cell.released(job, 1).await;

@@ -93,11 +93,11 @@ async fn max_pulls_per_registry_is_a_flag_that_holds() {
     let limit = prewarm(["dispatcher", "--max-pulls-per-registry", "2"]);
     let nodes = [("a", "x"), ("b", "x"), ("c", "x")];
     let (cell, _dispatcher) = the_program_with(limit, &nodes).await;
-    // `.invalid` cannot be asked, so that the nodes resolve for themselves.
-    let images = json!(["r1.invalid/app:1", "r2.invalid/app:1"]);
+    // Nothing answers there, so that the nodes resolve for themselves; a name would be looked up, which may take long.
+    let images = json!(["127.0.0.1:1/app:1", "127.0.0.1:2/app:1"]);
     cell.submit("job", json!({"images": images})).await;
     let tasks = cell.released("job", 4).await;
-    let first = |task: &&PullTask| task.image.registry() == "r1.invalid";
+    let first = |task: &&PullTask| task.image.registry() == "127.0.0.1:1";
     assert_eq!(tasks.iter().filter(first).count(), 2);
     cell.tell_success(tasks.iter().find(first).unwrap()).await;
     let tasks = cell.released("job", 5).await;
@@ -109,7 +109,7 @@ async fn max_pulls_per_zone_is_a_variable_that_holds() {
     let limit = prewarm(["dispatcher"]).env("PREWARM_MAX_PULLS_PER_ZONE", "1");
     let nodes = [("a", "x"), ("b", "x"), ("c", "y")];
     let (cell, _dispatcher) = the_program_with(limit, &nodes).await;
-    let spec = json!({"images": ["r1.invalid/app:1"]});
+    let spec = json!({"images": ["127.0.0.1:1/app:1"]});
     cell.submit("job", spec).await;
     let tasks = cell.released("job", 2).await;
     assert_eq!(names(&tasks), ["a", "c"]);

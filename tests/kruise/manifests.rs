@@ -154,7 +154,7 @@ async fn every_kind_in_every_version_runs_unchanged() {
         let counts = done.counts.unwrap();
         assert_eq!((counts.desired, counts.succeeded), (pulls, pulls), "{job}");
     }
-    let task = &ear.tasks("one-image-alpha")[0];
+    let task = &ear.hears_tasks("one-image-alpha", 1).await[0];
     assert_eq!(task.pull_secrets, ["team-registry"]);
     assert_eq!(task.image_pull_policy, ImagePullPolicy::Always);
     // What `sandboxConfig` says goes onto the image and into the events.

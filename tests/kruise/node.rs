@@ -16,7 +16,7 @@ use prewarm::wire::event::{FailureReport, PullResult, PullState, TaskEvent};
 use prewarm::wire::record::{NodePresence, NodeRecord};
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::task::PullTask;
-use prewarm::wire::worker::{Registration, RegistrationReply};
+use prewarm::wire::worker::{Heartbeat, Registration, RegistrationReply};
 use prewarm::work::run::{WorkerError, WorkerSettings, fixed, run};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +24,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cell::{Cell, LIMIT};
 use crate::support::wait::{eventually, within};
+
+/// Often enough that a node is still there when several heartbeats in a row are late.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// The worker process that a node without one claims to have.
+const NOBODY: &str = "silent";
 
 /// A label, as in `("pool", "serverless")`.
 pub(crate) type Label<'a> = (&'a str, &'a str);
@@ -174,18 +179,48 @@ impl Cell {
         }
     }
 
-    /// A node that registers once and then says and does nothing: it is there for fifteen seconds.
+    /// A node that is there, takes tasks and does nothing with them.
     pub(crate) async fn silent(&self, name: &str, labels: &[Label<'_>]) {
+        self.dying(name, labels).await;
+        let client = self.bus.client.clone();
+        let subject = self.bus.subjects.heartbeat(&name.parse().unwrap());
+        let heartbeat = Heartbeat {
+            instance: NOBODY.to_owned(),
+            ..Heartbeat::default()
+        };
+        let body = serde_json::to_vec(&heartbeat).unwrap();
+        self.beats.lock().unwrap().spawn(async move {
+            let mut beats = tokio::time::interval(BEAT_EVERY);
+            loop {
+                beats.tick().await;
+                // A heartbeat that is lost is followed by another.
+                let _ = client.publish(subject.clone(), body.clone().into()).await;
+            }
+        });
+    }
+
+    /// A node that registers and then says and does nothing: it is there for fifteen seconds.
+    pub(crate) async fn dying(&self, name: &str, labels: &[Label<'_>]) {
         let registration = Registration {
-            instance: "silent".to_owned(),
+            instance: NOBODY.to_owned(),
             facts: facts(labels),
             consumer_lost: false,
         };
         let subject = self.bus.subjects.worker(&name.parse().unwrap());
         let body = serde_json::to_vec(&registration).unwrap();
-        let answer = self.bus.client.request(subject, body.into()).await.unwrap();
-        let reply: RegistrationReply = serde_json::from_slice(&answer.payload).unwrap();
-        assert_eq!(reply.error, "");
+        // Who has just begun to lead, or is about to end, does not answer or asks to be asked again.
+        eventually("a dispatcher to answer a registration", LIMIT, async || {
+            let body = body.clone().into();
+            let asked = self.bus.client.request(subject.clone(), body).await;
+            let answer = asked.map_err(|error| error.to_string())?;
+            let reply: RegistrationReply = serde_json::from_slice(&answer.payload).unwrap();
+            if reply.error.is_empty() {
+                Ok(())
+            } else {
+                Err(reply.error)
+            }
+        })
+        .await;
     }
 
     /// A node that was there an hour ago; to be said before there is a dispatcher.

@@ -62,7 +62,7 @@ completionPolicy: {{type: Always, activeDeadlineSeconds: 50, ttlSecondsAfterFini
     cell.gone("with-secret").await;
     cell.job_event(Some("with-secret"), JobEventKind::Deleted, 1)
         .await;
-    let tasks = ear.tasks("with-secret");
+    let tasks = ear.hears_tasks("with-secret", 2).await;
     assert_eq!(tasks.len(), 2);
     for task in tasks {
         assert_eq!(task.pull_secrets, ["team-registry"]);
@@ -93,7 +93,7 @@ async fn pullimages_204_with_a_secret_and_kept_without_a_ttl() {
     let kept = cell.record("kept").await.unwrap();
     assert_eq!(kept.status.outcome, Some(Outcome::Succeeded));
     for job in ["kept", "short"] {
-        let tasks = ear.tasks(job);
+        let tasks = ear.hears_tasks(job, 1).await;
         // Without the secret, nobody could say what the tag means.
         assert_eq!(tasks[0].digest, Some(guarded.digest()), "{job}");
         assert_eq!(tasks[0].pull_secrets, ["team-registry"], "{job}");
@@ -157,7 +157,8 @@ completionPolicy: {{type: Always, activeDeadlineSeconds: 600, ttlSecondsAfterFin
         .await;
     assert_eq!(completed.counts.unwrap().succeeded, 2);
     cell.gone("all").await;
-    assert_eq!(ear.tasks("all")[0].digest, Some(guarded.digest()));
+    let tasks = ear.hears_tasks("all", 1).await;
+    assert_eq!(tasks[0].digest, Some(guarded.digest()));
     nobody_said(&ear, "old-password");
 }
 

@@ -260,6 +260,20 @@ impl Ear {
         self.heard.lock().unwrap().clone()
     }
 
+    /// Waits until so many tasks of a job were heard: what others read meanwhile came to them by another connection.
+    pub(crate) async fn hears_tasks(&self, job: &str, tasks: usize) -> Vec<PullTask> {
+        let what = format!("{tasks} tasks of job {job} to be heard");
+        eventually(&what, LIMIT, async || {
+            let heard = self.tasks(job);
+            if heard.len() >= tasks {
+                Ok(heard)
+            } else {
+                Err(heard)
+            }
+        })
+        .await
+    }
+
     /// The tasks of a job among them.
     pub(crate) fn tasks(&self, job: &str) -> Vec<PullTask> {
         let heard = self.heard().into_iter();

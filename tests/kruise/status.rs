@@ -108,7 +108,7 @@ async fn calculate_status_a_passed_deadline_fails_what_is_active_and_what_is_not
     }
     let spec = json!({
         "images": ["nginx:1"], "parallelism": 2, "pullPolicy": {"timeoutSeconds": 1},
-        "completionPolicy": {"activeDeadlineSeconds": 2},
+        "completionPolicy": {"activeDeadlineSeconds": 8},
     });
     cell.submit("job", spec).await;
     let tasks = cell.released("job", 2).await;

@@ -1,5 +1,6 @@
 //! A broker, dispatchers, and nodes whose workers are played by the tests.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -7,27 +8,32 @@ use futures::StreamExt as _;
 use prewarm::bus::Bus;
 use prewarm::dispatch::run::{DispatcherSettings, run};
 use prewarm::domain::failure::FailureKind;
+use prewarm::domain::name::NodeName;
 use prewarm::domain::time::Timestamp;
 use prewarm::wire::event::{
     Event, FailureReport, JobEvent, JobEventKind, PullResult, PullState, TaskEvent,
 };
 use prewarm::wire::subject::{JobVerb, PullKey, Subjects};
 use prewarm::wire::task::PullTask;
-use prewarm::wire::worker::RegistrationReply;
+use prewarm::wire::worker::{Heartbeat, RegistrationReply};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::wait::{eventually, within};
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// Often enough that a node is still there when several heartbeats in a row are late.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
 const AUDIT_EVERY: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_millis(600);
 
 pub(crate) struct Cell {
     pub(crate) server: NatsServer,
     pub(crate) bus: Bus,
+    /// The heartbeats of the registered nodes.
+    beats: Mutex<JoinSet<()>>,
 }
 
 impl Cell {
@@ -37,7 +43,11 @@ impl Cell {
 
     pub(crate) async fn on(server: NatsServer) -> Self {
         let bus = Bus::new(server.client().await, Subjects::default());
-        Self { server, bus }
+        Self {
+            server,
+            bus,
+            beats: Mutex::default(),
+        }
     }
 
     pub(crate) async fn dispatcher(&self, instance: &str) -> Dispatcher {
@@ -50,7 +60,7 @@ impl Cell {
         Dispatcher { task, shutdown }
     }
 
-    /// Registers until a dispatcher answers.
+    /// Registers until a dispatcher answers; the node lives as long as the cell.
     pub(crate) async fn register(&self, node: &str, labels: Value, consumer_lost: bool) -> Node {
         let name = node.parse().unwrap();
         let registration = json!({
@@ -73,6 +83,7 @@ impl Cell {
             }
         })
         .await;
+        self.beat(&name);
         let stream = self.bus.jetstream.get_stream(&reply.stream).await.unwrap();
         let consumer: jetstream::consumer::PullConsumer =
             stream.get_consumer(&reply.consumer).await.unwrap();
@@ -80,6 +91,24 @@ impl Cell {
             bus: self.bus.clone(),
             tasks: consumer.messages().await.unwrap(),
         }
+    }
+
+    fn beat(&self, node: &NodeName) {
+        let client = self.bus.client.clone();
+        let subject = self.bus.subjects.heartbeat(node);
+        let heartbeat = Heartbeat {
+            instance: "test".to_owned(),
+            ..Heartbeat::default()
+        };
+        let body = serde_json::to_vec(&heartbeat).unwrap();
+        self.beats.lock().unwrap().spawn(async move {
+            let mut beats = tokio::time::interval(BEAT_EVERY);
+            loop {
+                beats.tick().await;
+                // A heartbeat that is lost is followed by another.
+                let _ = client.publish(subject.clone(), body.clone().into()).await;
+            }
+        });
     }
 
     pub(crate) async fn submit(&self, name: &str, spec: Value) {

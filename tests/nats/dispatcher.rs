@@ -88,6 +88,9 @@ async fn a_killed_dispatcher_is_followed_by_one_that_knows_everything() {
     second.stop().await;
 }
 
+/// Less than the 30 s for which the broker waits for an ack of a request.
+const BEFORE_ACK_WAIT: Duration = Duration::from_secs(25);
+
 /// Within less than the request's ack wait, for which all that was asked later would wait as well.
 async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(version: NatsVersion) {
     let cell = Cell::start(version).await;
@@ -100,13 +103,19 @@ async fn a_request_in_the_hands_of_a_killed_dispatcher_is_taken_up_at_once(versi
     let stream = cell.bus.subjects.jobs_stream();
     let stream = cell.bus.jetstream.get_stream(stream).await.unwrap();
     let requests: PullConsumer = stream.get_consumer("dispatcher").await.unwrap();
-    let mut taken = requests.fetch().max_messages(1).messages().await.unwrap();
+    // It waits: a consumer may not have heard of what the stream has taken.
+    let batch = requests.batch().max_messages(1).expires(LIMIT);
+    let mut taken = batch.messages().await.unwrap();
     let held = within(LIMIT, "a request", taken.next()).await;
     let held = held.unwrap().unwrap();
-    let _second = cell.dispatcher("two").await;
-    for job in ["one", "two"] {
-        cell.event(Some(job), JobEventKind::Accepted).await;
-    }
+    let taken_up = async {
+        let second = cell.dispatcher("two").await;
+        for job in ["one", "two"] {
+            cell.event(Some(job), JobEventKind::Accepted).await;
+        }
+        second
+    };
+    let _second = within(BEFORE_ACK_WAIT, "both to be accepted", taken_up).await;
     // Whoever comes back to it changes nothing.
     held.ack().await.unwrap();
     cell.submit("three", json!({"images": ["r.invalid/a"]}))

@@ -1,5 +1,7 @@
 //! Pushes become jobs by rules; nobody has a hand in it but who pushes.
 
+use std::time::Duration;
+
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use prewarm::wire::event::JobEventKind;
 use prewarm::wire::record::JobRecord;
@@ -247,6 +249,9 @@ async fn rules_count_from_the_moment_they_are_applied_until_they_are_deleted(ver
     dispatcher.stop().await;
 }
 
+/// Less than the minute after which a tag that means nothing is given up.
+const BEFORE_THE_END_OF_DOUBT: Duration = Duration::from_secs(45);
+
 /// More than a dispatcher has in its hands at once.
 async fn tags_that_mean_nothing_hold_no_other_push_back(version: NatsVersion) {
     let cell = Cell::start(version).await;
@@ -260,7 +265,7 @@ async fn tags_that_mean_nothing_hold_no_other_push_back(version: NatsVersion) {
     tell(&cell, push("1", 2).to_string()).await;
     eventually(
         "the push that has a digest to become a job",
-        LIMIT,
+        BEFORE_THE_END_OF_DOUBT,
         async || match jobs(&cell).await.len() {
             2 => Ok(()),
             made => Err(format!("{made} jobs")),

@@ -7,7 +7,7 @@ use prewarm::domain::failure::FailureKind;
 use prewarm::domain::pin::Pin;
 use prewarm::image::PullRequest;
 use prewarm::image::simulated::{Simulated, SimulatedConfig};
-use prewarm::wire::event::{PullState, TaskEvent};
+use prewarm::wire::event::{Event, PullState, TaskEvent};
 use prewarm::wire::subject::PullKey;
 use prewarm::wire::worker::{ProgressMessage, Revocation};
 use tokio::sync::watch;
@@ -64,18 +64,25 @@ async fn a_task_becomes_an_image_and_is_acked_after_its_end_is_stored(version: N
         if message.subject.starts_with("prewarm.event.task.") && payload.contains("task.succeeded")
         {
             seen.push("event");
-        } else if message.subject.starts_with("_WORKER") && payload.contains("PREWARM_EVENTS") {
+        } else if message.subject.starts_with("_WORKER") && stores_the_second(&payload) {
             seen.push("stored");
         } else if message.subject.starts_with("$JS.ACK.") && payload == "+ACK" {
             seen.push("ack");
         }
     }
-    // The first is the word on `started`, which nobody waits for.
-    assert_eq!(seen, ["stored", "event", "stored", "ack"]);
+    assert_eq!(seen, ["event", "stored", "ack"]);
+}
+
+/// Whether this is the broker's word that the second event is stored. The first is `started`, of which nobody waits to
+/// hear that it is.
+fn stores_the_second(payload: &str) -> bool {
+    let word: serde_json::Value = serde_json::from_str(payload).unwrap_or_default();
+    word["stream"] == "PREWARM_EVENTS" && word["seq"] == 2
 }
 
 async fn an_end_that_cannot_be_stored_is_told_when_it_can_be(version: NatsVersion) {
-    let cell = Cell::with_ack_wait(version, Duration::from_secs(3)).await;
+    let ack_wait = Duration::from_secs(10);
+    let cell = Cell::with_ack_wait(version, ack_wait).await;
     let events = cell.bus.subjects.events_stream();
     let jetstream = &cell.bus.jetstream;
     let config = jetstream
@@ -88,7 +95,7 @@ async fn an_end_that_cannot_be_stored_is_told_when_it_can_be(version: NatsVersio
     jetstream.delete_stream(&events).await.unwrap();
 
     let mut settings = settings();
-    settings.ack_wait = Duration::from_secs(3);
+    settings.ack_wait = ack_wait;
     let worker = Worker::start(&cell, pulls_take("0"), settings).await;
     let mut tries = cell
         .bus
@@ -98,7 +105,8 @@ async fn an_end_that_cannot_be_stored_is_told_when_it_can_be(version: NatsVersio
         .unwrap();
     cell.release(&task("base", "nginx")).await;
     let mut ids = vec![];
-    while ids.len() < 4 {
+    // Eight tries take longer than one ack wait.
+    while ids.len() < 8 {
         let message = within(LIMIT, "the end to be stored again", tries.next())
             .await
             .unwrap();
@@ -202,11 +210,11 @@ async fn a_failing_pull_is_tried_again_ever_later_and_then_fails(version: NatsVe
 }
 
 async fn a_long_pull_keeps_its_task(version: NatsVersion) {
-    let ack_wait = Duration::from_millis(1_500);
+    let ack_wait = Duration::from_secs(9);
     let cell = Cell::with_ack_wait(version, ack_wait).await;
     let mut settings = settings();
     settings.ack_wait = ack_wait;
-    let worker = Worker::start(&cell, pulls_take("6s"), settings).await;
+    let worker = Worker::start(&cell, pulls_take("20s"), settings).await;
     let mut progress = cell
         .bus
         .client
@@ -299,7 +307,8 @@ async fn a_killed_workers_task_is_done_by_the_next(version: NatsVersion) {
 
     let next = Worker::start(&cell, pulls_take("0"), settings()).await;
     let succeeded = cell.told("base", PullState::Succeeded).await;
-    assert_eq!(succeeded.data.attempt, 2);
+    // Once more for each ack wait that passes before the next one is there.
+    assert!(succeeded.data.attempt >= 2, "{succeeded:?}");
     cell.answered().await;
     next.stop().await;
 }
@@ -412,6 +421,19 @@ async fn a_worker_waits_for_a_dispatcher(version: NatsVersion) {
     worker.stop().await;
 }
 
+/// Most pulls that ran at once, by what the worker told, in the order in which it told it.
+fn most_running(events: &[Event<TaskEvent>]) -> i32 {
+    let mut now = 0;
+    let counts = events.iter().map(|event| {
+        now += match event.data.state {
+            PullState::Started => 1,
+            PullState::Retrying | PullState::Succeeded | PullState::Failed => -1,
+        };
+        now
+    });
+    counts.max().unwrap_or(0)
+}
+
 async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
     let cell = Cell::start(version).await;
     let mut settings = settings();
@@ -421,10 +443,10 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
         cell.release(&task(&format!("job-{job}"), &format!("image-{job}")))
             .await;
     }
-    let mut most = 0;
+    let mut most_taken = 0;
     eventually("seven pulls to end", LIMIT, async || {
         let info = cell.consumer().await.map_err(|error| error.to_string())?;
-        most = most.max(info.num_ack_pending);
+        most_taken = most_taken.max(info.num_ack_pending);
         let events = cell.events().await.map_err(|error| error.to_string())?;
         let ended = events
             .iter()
@@ -437,7 +459,10 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
         }
     })
     .await;
-    assert_eq!(most, 2, "tasks that were delivered and unanswered");
+    let events = cell.events().await.unwrap();
+    assert_eq!(most_running(&events), 2, "{}", summary(&events));
+    // The broker may deliver the next before it counts what has just been acked, but never to a slot that is taken.
+    assert!(most_taken <= 4, "{most_taken} were delivered and unanswered");
     worker.stop().await;
 }
 

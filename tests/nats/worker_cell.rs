@@ -25,7 +25,7 @@ use crate::support::nats::{NatsServer, NatsVersion, taken_in};
 use crate::support::wait::{eventually, within};
 
 /// Longest wait for anything that should happen by itself.
-pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The one node of the cell.
 pub(crate) fn node() -> NodeName {
