@@ -140,9 +140,8 @@ async fn a_broker_that_is_there_and_says_nothing_shows_too() {
     }
     nats.process().signal(Signal::STOP);
     // These ask the broker each time; a worker, who may not, sees it when its pings are not answered.
-    for role in [&dispatcher, &receiver] {
-        role.not_ready("topology: no answer within 2 s").await;
-    }
+    let silent = "topology: no answer within 2 s";
+    tokio::join!(dispatcher.not_ready(silent), receiver.not_ready(silent));
     worker
         .not_ready("broker: the broker is not connected")
         .await;

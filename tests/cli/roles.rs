@@ -1,6 +1,5 @@
 //! The roles: how they start, what they serve, how they end.
 
-use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -140,22 +139,18 @@ async fn the_service_answers_get() {
         .spawn("the dispatcher");
     dispatcher.logs("leading", LIMIT).await;
     let client = nats.client().await;
-    eventually(
-        "an answer of the service",
-        Duration::from_secs(10),
-        async || {
-            let answer = client
-                .request("prewarm.api.list", "".into())
-                .await
-                .map_err(|error| error.to_string())?;
-            let answer: serde_json::Value =
-                serde_json::from_slice(&answer.payload).map_err(|error| error.to_string())?;
-            if answer["jobs"].is_array() {
-                Ok(())
-            } else {
-                Err(answer.to_string())
-            }
-        },
-    )
+    eventually("an answer of the service", LIMIT, async || {
+        let answer = client
+            .request("prewarm.api.list", "".into())
+            .await
+            .map_err(|error| error.to_string())?;
+        let answer: serde_json::Value =
+            serde_json::from_slice(&answer.payload).map_err(|error| error.to_string())?;
+        if answer["jobs"].is_array() {
+            Ok(())
+        } else {
+            Err(answer.to_string())
+        }
+    })
     .await;
 }

@@ -18,7 +18,7 @@ use crate::support::shipped::two_nodes;
 use crate::support::wait::eventually;
 
 /// Longer than a role pauses between two attempts to reach its broker.
-const RECONNECT_LIMIT: Duration = Duration::from_secs(40);
+const RECONNECT_LIMIT: Duration = Duration::from_secs(90);
 
 fn check(url: &str) -> Prewarm {
     prewarm(["check", "--runtime", "simulated"]).env("NATS_URL", url)
@@ -252,7 +252,7 @@ async fn renewed_credentials_are_used_when_the_old_ones_expire() {
     let nats = NatsServer::start_with(NatsVersion::V2_15, &operator.config()).await;
     let (_folder, file) = folder();
     let creds = file("user.creds");
-    operator.credentials(&creds, Good::For(Duration::from_secs(6)));
+    operator.credentials(&creds, Good::For(Duration::from_secs(20)));
     let mut role = dispatcher(&nats.url(), &[("--nats-creds", creds.clone())]).await;
     // The broker ends the connection when they expire, and refuses them from then on.
     let line = role.logs("this login has expired", RECONNECT_LIMIT).await;

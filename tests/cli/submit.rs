@@ -60,10 +60,7 @@ async fn a_job_that_succeeds_ends_with_zero() {
         output.stdout,
         "job/base completed: Succeeded, 10 of 10 pulls on 10 nodes, 1.0 MiB in 1m1s\n"
     );
-    assert!(
-        output.stderr.starts_with("job/base accepted\n"),
-        "{output:?}"
-    );
+    assert!(output.stderr.contains("job/base accepted\n"), "{output:?}");
 }
 
 #[tokio::test]
@@ -145,7 +142,7 @@ async fn a_wait_that_takes_too_long_ends_with_four() {
             "base",
             "--wait",
             "--timeout",
-            "2s",
+            "15s",
         ])
         .run();
     let answer = async {
@@ -163,7 +160,7 @@ async fn a_wait_that_takes_too_long_ends_with_four() {
     assert!(
         output
             .stderr
-            .contains("error: job/base has not ended within 2s"),
+            .contains("error: job/base has not ended within 15s"),
         "{output:?}"
     );
 }
@@ -213,9 +210,10 @@ async fn without_waiting_the_acceptance_is_the_end() {
     };
     let (output, ()) = tokio::join!(run, answer);
     assert_eq!(
-        (output.code, output.stdout.as_str(), output.stderr.as_str()),
-        (0, "job/base accepted\n", "")
+        (output.code, output.stdout.as_str()),
+        (0, "job/base accepted\n")
     );
+    assert!(!output.stderr.contains("error"), "{output:?}");
 }
 
 #[tokio::test]

@@ -109,6 +109,15 @@ async fn what_a_killed_worker_finished_while_the_broker_was_away_is_told_by_the_
         gate,
     } = half_done().await;
     let mark = cell.registry.mark().await;
+    eventually(
+        "the broker to have the pull's beginning",
+        LIMIT,
+        async || {
+            let told = told(&cell, "base").await;
+            told.iter().any(|event| event.state == PullState::Started)
+        },
+    )
+    .await;
     cell.nats.kill();
     gate.open();
     node.worker

@@ -75,8 +75,13 @@ async fn a_registry_that_comes_back_is_found_again() {
         .node("node", ContainerdVersion::V1_7, &cell.registry.addr())
         .await;
     cell.registry.kill();
-    cell.publish("back", json!({"images": [pushed.by_tag]}))
-        .await;
+    // More tries than docker-registry takes seconds to come back.
+    let policy = json!({"backoffLimit": 20});
+    cell.publish(
+        "back",
+        json!({"images": [pushed.by_tag], "pullPolicy": policy}),
+    )
+    .await;
     node.worker
         .logs("RegistryUnavailable", super::cell::LIMIT)
         .await;

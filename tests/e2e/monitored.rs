@@ -140,9 +140,9 @@ impl Monitored {
         publish("first", "real", json!([pushed.by_tag])).await;
         let missing = format!("{}/team/nothing:1", registry.addr());
         publish("fails", "real", json!([missing])).await;
-        // By their digests, so that nobody asks what they mean.
+        // By their digests, so that nobody asks what they mean; which attempts fail is drawn by the names.
         let images: Vec<String> = (0..12)
-            .map(|number| format!("{}/sim/{number}@sha256:{:064x}", registry.addr(), number))
+            .map(|number| format!("sim.invalid/{number}@sha256:{number:064x}"))
             .collect();
         publish("retries", "pretends", json!(images)).await;
         for job in ["first", "fails", "retries"] {

@@ -453,8 +453,12 @@ async fn a_dispatcher_that_is_a_hundred_thousand_events_behind_catches_up() {
         .collect();
     let (ends, started): (Vec<_>, Vec<_>) = bodies.iter().partition(|(ends, ..)| *ends);
     let started = started.into_iter().cycle().take(EVENTS - PULLS);
-    cell.publish_all(started.chain(ends).map(|(_, subject, body)| (subject, body)))
-        .await;
+    cell.publish_all(
+        started
+            .chain(ends)
+            .map(|(_, subject, body)| (subject, body)),
+    )
+    .await;
     eventually("the broker to keep all events", LONG, async || {
         let stream = cell
             .bus

@@ -462,7 +462,10 @@ async fn no_more_tasks_are_taken_than_there_are_slots(version: NatsVersion) {
     let events = cell.events().await.unwrap();
     assert_eq!(most_running(&events), 2, "{}", summary(&events));
     // The broker may deliver the next before it counts what has just been acked, but never to a slot that is taken.
-    assert!(most_taken <= 4, "{most_taken} were delivered and unanswered");
+    assert!(
+        most_taken <= 4,
+        "{most_taken} were delivered and unanswered"
+    );
     worker.stop().await;
 }
 

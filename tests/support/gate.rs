@@ -12,6 +12,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::wait::eventually;
 
@@ -19,6 +20,8 @@ use super::wait::eventually;
 const PIECE: usize = 16 * 1024;
 /// How often a gate that is open for so many bytes a second lets some through.
 const PACE: Duration = Duration::from_millis(10);
+/// How much it lets through at once, as time at its rate.
+const MOST_AT_ONCE: Duration = Duration::from_millis(100);
 
 /// A TCP proxy on 127.0.0.1 that ends with its value.
 #[derive(Debug)]
@@ -97,12 +100,14 @@ impl Gate {
         let state = self.state.clone();
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(PACE);
-            let mut last = ticks.tick().await;
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut last = Instant::now();
             while !state.allowance.is_closed() {
-                let now = ticks.tick().await;
-                let due = f64::from(bytes_per_second) * (now - last).as_secs_f64();
-                last = now;
-                // What nobody takes now does not come on top later.
+                ticks.tick().await;
+                let passed = last.elapsed().min(MOST_AT_ONCE);
+                let due = f64::from(bytes_per_second) * passed.as_secs_f64();
+                last = Instant::now();
+                // What nobody takes now does not come on top later, nor does what a machine that stood still missed.
                 if state.held.load(Ordering::Relaxed) > 0 {
                     state.allowance.add_permits(due as usize);
                 }

@@ -14,7 +14,7 @@ use super::{parts, process};
 /// How long a registry may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long the log line of an answered request may take.
-const LOG_LIMIT: Duration = Duration::from_secs(5);
+const LOG_LIMIT: Duration = Duration::from_secs(60);
 /// Another process may take a port between our look and the server's bind.
 const PORT_ATTEMPTS: usize = 5;
 

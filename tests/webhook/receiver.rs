@@ -127,7 +127,7 @@ async fn serve(
         sources: settings::read(&file).unwrap(),
         max_body: 8 << 20,
         request_timeout: Duration::from_secs(10),
-        publish_timeout: Duration::from_secs(3),
+        publish_timeout: LIMIT,
         max_in_flight: 256,
         max_connections: 1_024,
     };
