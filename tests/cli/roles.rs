@@ -1,6 +1,5 @@
 //! The roles: how they start, what they serve, how they end.
 
-
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

@@ -179,7 +179,7 @@ impl Cell {
         }
     }
 
-    /// A node that is there, takes tasks and does nothing with them.
+    /// A node that is there, and whose tasks nobody takes.
     pub(crate) async fn silent(&self, name: &str, labels: &[Label<'_>]) {
         self.dying(name, labels).await;
         let client = self.bus.client.clone();
