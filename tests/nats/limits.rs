@@ -505,7 +505,7 @@ async fn a_full_disk_under_the_broker_is_told_and_outlived(version: NatsVersion)
         .spawn("the worker");
     dispatcher.logs("leading", LIMIT).await;
     cell.knows_blue().await;
-    cell.submit("before", json!({"images": ["r.invalid/a"]}))
+    cell.submit("before", json!({"images": ["127.0.0.1:1/a"]}))
         .await;
     worker.logs("pull started", LIMIT).await;
     cell.server.fill_disk();
@@ -534,7 +534,7 @@ async fn a_full_disk_under_the_broker_is_told_and_outlived(version: NatsVersion)
     cell.succeeds("before", 1, LIMIT * 2).await;
     let after = [
         "run",
-        "r.invalid/a",
+        "127.0.0.1:1/a",
         "--name",
         "after",
         "--wait",
@@ -572,7 +572,7 @@ async fn an_account_at_its_storage_limit_is_told_and_outlived(version: NatsVersi
         .env("PREWARM_NODE", "blue")
         .spawn("the worker");
     cell.knows_blue().await;
-    cell.submit("before", json!({"images": ["r.invalid/a"]}))
+    cell.submit("before", json!({"images": ["127.0.0.1:1/a"]}))
         .await;
     worker.logs("pull started", LIMIT).await;
     // The smaller ones take what the larger ones left.
@@ -603,7 +603,7 @@ async fn an_account_at_its_storage_limit_is_told_and_outlived(version: NatsVersi
 
     cell.server.reload(&account(100));
     cell.succeeds("before", 1, LIMIT * 2).await;
-    let args = ["run", "r.invalid/a", "--name", "after", "--wait"];
+    let args = ["run", "127.0.0.1:1/a", "--name", "after", "--wait"];
     let output = cell.cli(args).arg("--timeout=60s").run().await;
     assert_eq!(output.code, 0, "{output:?}\n{}", dispatcher.log());
 }
