@@ -16,17 +16,16 @@ use prewarm::wire::event::{FailureReport, PullResult, PullState, TaskEvent};
 use prewarm::wire::record::{NodePresence, NodeRecord};
 use prewarm::wire::subject::{PullKey, Subjects};
 use prewarm::wire::task::PullTask;
-use prewarm::wire::worker::{Heartbeat, Registration, RegistrationReply};
+use prewarm::wire::worker::{Registration, RegistrationReply};
 use prewarm::work::run::{WorkerError, WorkerSettings, fixed, run};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::cell::{Cell, LIMIT};
+use crate::support::heartbeats::beat;
 use crate::support::wait::{eventually, within};
 
-/// Often enough that a node is still there when several heartbeats in a row are late.
-const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// The worker process that a node without one claims to have.
 const NOBODY: &str = "silent";
 
@@ -182,21 +181,8 @@ impl Cell {
     /// A node that is there, and whose tasks nobody takes.
     pub(crate) async fn silent(&self, name: &str, labels: &[Label<'_>]) {
         self.dying(name, labels).await;
-        let client = self.bus.client.clone();
-        let subject = self.bus.subjects.heartbeat(&name.parse().unwrap());
-        let heartbeat = Heartbeat {
-            instance: NOBODY.to_owned(),
-            ..Heartbeat::default()
-        };
-        let body = serde_json::to_vec(&heartbeat).unwrap();
-        self.beats.lock().unwrap().spawn(async move {
-            let mut beats = tokio::time::interval(BEAT_EVERY);
-            loop {
-                beats.tick().await;
-                // A heartbeat that is lost is followed by another.
-                let _ = client.publish(subject.clone(), body.clone().into()).await;
-            }
-        });
+        let beats = beat(&self.bus, &name.parse().unwrap(), NOBODY);
+        self.beats.lock().unwrap().spawn(beats);
     }
 
     /// A node that registers and then says and does nothing: it is there for fifteen seconds.

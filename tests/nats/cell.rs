@@ -8,24 +8,22 @@ use futures::StreamExt as _;
 use prewarm::bus::Bus;
 use prewarm::dispatch::run::{DispatcherSettings, run};
 use prewarm::domain::failure::FailureKind;
-use prewarm::domain::name::NodeName;
 use prewarm::domain::time::Timestamp;
 use prewarm::wire::event::{
     Event, FailureReport, JobEvent, JobEventKind, PullResult, PullState, TaskEvent,
 };
 use prewarm::wire::subject::{JobVerb, PullKey, Subjects};
 use prewarm::wire::task::PullTask;
-use prewarm::wire::worker::{Heartbeat, RegistrationReply};
+use prewarm::wire::worker::RegistrationReply;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::heartbeats::beat;
 use crate::support::nats::{NatsServer, NatsVersion};
 use crate::support::wait::{eventually, within};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
-/// Often enough that a node is still there when several heartbeats in a row are late.
-const BEAT_EVERY: Duration = Duration::from_secs(2);
 const AUDIT_EVERY: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_millis(600);
 
@@ -83,7 +81,8 @@ impl Cell {
             }
         })
         .await;
-        self.beat(&name);
+        let beats = beat(&self.bus, &name, "test");
+        self.beats.lock().unwrap().spawn(beats);
         let stream = self.bus.jetstream.get_stream(&reply.stream).await.unwrap();
         let consumer: jetstream::consumer::PullConsumer =
             stream.get_consumer(&reply.consumer).await.unwrap();
@@ -91,24 +90,6 @@ impl Cell {
             bus: self.bus.clone(),
             tasks: consumer.messages().await.unwrap(),
         }
-    }
-
-    fn beat(&self, node: &NodeName) {
-        let client = self.bus.client.clone();
-        let subject = self.bus.subjects.heartbeat(node);
-        let heartbeat = Heartbeat {
-            instance: "test".to_owned(),
-            ..Heartbeat::default()
-        };
-        let body = serde_json::to_vec(&heartbeat).unwrap();
-        self.beats.lock().unwrap().spawn(async move {
-            let mut beats = tokio::time::interval(BEAT_EVERY);
-            loop {
-                beats.tick().await;
-                // A heartbeat that is lost is followed by another.
-                let _ = client.publish(subject.clone(), body.clone().into()).await;
-            }
-        });
     }
 
     pub(crate) async fn submit(&self, name: &str, spec: Value) {

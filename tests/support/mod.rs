@@ -24,6 +24,7 @@ pub mod cri;
 pub mod cri_only;
 pub mod distance;
 pub mod gate;
+pub mod heartbeats;
 pub mod images;
 pub mod kubernetes;
 pub mod nats;

@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -98,8 +97,8 @@ pub(in crate::image::containerd) struct Tap {
     input: Option<mpsc::Sender<Batch>>,
     /// Bytes that were taken.
     fed: u64,
-    /// The last of them, which the threads had no room for yet, and are to read from the file that they are in.
-    behind: Option<(Arc<File>, Range<u64>)>,
+    /// From where on the threads had no room for them yet, and are to read them from the file that they are in.
+    behind: Option<(Arc<File>, u64)>,
     /// Whether bytes were missed.
     missed: bool,
     /// Whether the threads wanted no more.
@@ -166,28 +165,15 @@ impl Tap {
         let end = offset + pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
         let sent = match file {
             None => input.send(Batch::Pieces(pieces)).await.is_ok(),
-            Some(file) => match input.try_reserve() {
-                Ok(permit) => {
-                    let written = self
-                        .behind
-                        .take()
-                        .map_or(self.fed, |(_, range)| range.start);
-                    permit.send(match written == offset {
-                        true => Batch::Pieces(pieces),
-                        false => Batch::Written(file.clone(), written..end),
-                    });
-                    true
+            Some(file) => {
+                let start = self.behind.take().map_or(self.fed, |(_, start)| start);
+                match input.try_reserve() {
+                    Ok(permit) if start == offset => permit.send(Batch::Pieces(pieces)),
+                    Ok(permit) => permit.send(Batch::Written(file.clone(), start..end)),
+                    Err(_) => self.behind = Some((file.clone(), start)),
                 }
-                Err(TrySendError::Full(())) => {
-                    let start = self
-                        .behind
-                        .take()
-                        .map_or(self.fed, |(_, range)| range.start);
-                    self.behind = Some((file.clone(), start..end));
-                    true
-                }
-                Err(TrySendError::Closed(())) => false,
-            },
+                !input.is_closed()
+            }
         };
         if sent {
             self.fed = end;
@@ -212,8 +198,9 @@ impl Tap {
         &mut self,
         size: u64,
     ) -> Option<&Result<Unpacked, UnpackError>> {
-        if let (Some(input), Some((file, range))) = (self.input.take(), self.behind.take()) {
-            self.refused = input.send(Batch::Written(file, range)).await.is_err();
+        if let (Some(input), Some((file, start))) = (self.input.take(), self.behind.take()) {
+            let rest = Batch::Written(file, start..self.fed);
+            self.refused = input.send(rest).await.is_err();
         }
         let seen = self.refused || (!self.missed && self.fed == size);
         self.outcome().await;
